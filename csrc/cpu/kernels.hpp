@@ -1,0 +1,43 @@
+// What an instruction set offers: one function for each operation, the same bits from each set.
+#pragma once
+#include <cstdint>
+
+#include "core/update.hpp"
+
+namespace dif {
+
+// Where noise is drawn: everything of the Philox counter but the coordinate.
+struct Address {
+  uint64_t seed;
+  uint32_t chain, step, stream;
+};
+
+// Coordinates are worked on in blocks of this many, whatever the machine and the number of threads: sums over
+// coordinates are taken block by block in this order, so they do not depend on either.
+constexpr int64_t block_size = 8192;
+
+struct Kernels {
+  const char* name;
+  int lanes;
+  // out (size): normals, or words, of coordinates first .. first + size - 1 of one chain.
+  void (*normals)(float* out, int64_t first, int64_t size, Address);
+  void (*words)(uint32_t* out, int64_t first, int64_t size, Address);
+  // One chain's w, g, center, mask (size), all starting at coordinate `first`, inside one block; w is updated
+  // in place, no other may overlap it. A null mask moves all; a zero keeps the coordinate's bits.
+  // Returns sum d^2 over the moved coordinates.
+  double (*sgld)(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
+                 SgldCoefficients, Address, bool noise);
+};
+
+extern const Kernels kernels_baseline;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+
+// The kernels in use: the widest set this processor runs, or the one named by `use_kernels`.
+const Kernels& kernels();
+// Chooses by name among `available(i)`; "" means the widest. Returns false if the name is not available here.
+bool use_kernels(const char* name);
+// The sets that this build has and this processor runs, narrowest first; null past the end.
+const Kernels* available(int i);
+
+}  // namespace dif
