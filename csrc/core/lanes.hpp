@@ -150,7 +150,7 @@ struct PortableLanes {
     DIF_EACH r.v[i] = a.v[i] >> 32;
     return r;
   }
-  static DIF_INLINE W xor3(W a, W b, uint32_t key) {
+  static DIF_INLINE W xor3(W a, W b, const uint64_t& key) {
     W r;
     DIF_EACH r.v[i] = a.v[i] ^ b.v[i] ^ key;
     return r;

@@ -62,9 +62,9 @@ DIF_INLINE void box_muller(typename L::U radius, typename L::U angle, typename L
 
 // The 4 * width normals of the quads first, first + 1, ...: z[k] holds coordinates width * k ... in order.
 template <class L>
-DIF_INLINE void normals(uint64_t seed, uint32_t first, uint32_t chain, uint32_t step, uint32_t stream,
+DIF_INLINE void normals(const PhiloxKeys& key, uint32_t first, uint32_t chain, uint32_t step, uint32_t stream,
                         typename L::F (&z)[4]) {
-  const PhiloxWords<L> w = philox<L>(seed, first, chain, step, stream);
+  const PhiloxWords<L> w = philox<L>(key, first, chain, step, stream);
   box_muller<L>(w.word[0], w.word[1], z[0], z[1]);
   box_muller<L>(w.word[2], w.word[3], z[2], z[3]);
   L::transpose(z);

@@ -13,27 +13,40 @@ namespace dif {
 // Who draws: the fourth word of the counter, so that no two purposes ever share a word.
 enum Stream : uint32_t { update_noise = 0, batch_indices = 1, momenta = 2, probes = 3 };
 
-// Counters of `width` neighboring quads; c1..c3 are the same for all lanes.
+// The seed as the keys of the ten rounds: made once a call, then read from memory, which costs no instruction of
+// its own where a broadcast operand exists.
+struct PhiloxKeys {
+  uint64_t k0[10], k1[10];
+  DIF_INLINE explicit PhiloxKeys(uint64_t seed) {
+    uint32_t a = static_cast<uint32_t>(seed), b = static_cast<uint32_t>(seed >> 32);
+    for (int round = 0; round < 10; ++round) {
+      k0[round] = a;
+      k1[round] = b;
+      a += 0x9E3779B9u;
+      b += 0xBB67AE85u;
+    }
+  }
+};
+
 template <class L>
 struct PhiloxWords {
   typename L::U word[4];
 };
 
-// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters).
+// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters); chain, step and
+// stream are the same for all lanes.
 template <class L>
-DIF_INLINE PhiloxWords<L> philox(uint64_t seed, uint32_t first, uint32_t chain, uint32_t step, uint32_t stream) {
+DIF_INLINE PhiloxWords<L> philox(const PhiloxKeys& key, uint32_t first, uint32_t chain, uint32_t step,
+                                 uint32_t stream) {
   using W = typename L::W;
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   W a0 = L::counters(first), a1 = L::wide(chain), a2 = L::wide(step), a3 = L::wide(stream);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const W p0 = L::product(a0, 0xD2511F53u), p1 = L::product(a2, 0xCD9E8D57u);
-    a0 = L::xor3(L::high(p1), a1, k0);
-    a2 = L::xor3(L::high(p0), a3, k1);
+    a0 = L::xor3(L::high(p1), a1, key.k0[round]);
+    a2 = L::xor3(L::high(p0), a3, key.k1[round]);
     a1 = p1;
     a3 = p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
   }
   return {{L::narrow(a0), L::narrow(a1), L::narrow(a2), L::narrow(a3)}};
 }

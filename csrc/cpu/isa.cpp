@@ -2,6 +2,7 @@
 // It must not instantiate anything that another file could share by name: the linker keeps one copy, and that
 // could be the one with too many instructions. So no std:: containers here; all templates carry the lane type.
 #include "cpu/kernels.hpp"
+#include "core/lanes_twice.hpp"
 #include "core/normal.hpp"
 
 #if defined(DIF_ISA_avx512)
@@ -18,7 +19,7 @@ namespace dif {
 namespace {
 
 #if defined(DIF_ISA_avx512)
-using L = Avx512Lanes;
+using L = Twice<Avx512Lanes>;
 constexpr const char* isa_name = "avx512";
 #elif defined(DIF_ISA_avx2)
 using L = Avx2Lanes;
@@ -30,23 +31,25 @@ constexpr const char* isa_name = "baseline";
 #endif
 
 using F = L::F;
-constexpr int tile = 64;                      // coordinates: whole quads, whole registers on every set
+constexpr int tile = 128;                     // coordinates: whole quads, whole registers on every set
 constexpr int registers = tile / L::width;    // of a tile
 constexpr int draws = registers / 4;          // calls of `normals` a tile
-constexpr int sums = 16 / L::width;           // sums over coordinates use 16 running sums on every set
+constexpr int ahead = 8 * tile;               // how far a tile asks memory for the next ones
+constexpr int running = 32;                   // running sums over coordinates, the same number on every set
+constexpr int sums = running / L::width;
 
-DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, F (&z)[registers]) {
+DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, F (&z)[registers]) {
   for (int i = 0; i < draws; ++i) {
     F part[4];
-    normals<L>(at.seed, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream, part);
+    normals<L>(key, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream, part);
     for (int k = 0; k < 4; ++k) z[4 * i + k] = part[k];
   }
 }
 
-DIF_INLINE void tile_words(int64_t coordinate, const Address& at, uint32_t* out) {
+DIF_INLINE void tile_words(int64_t coordinate, const Address& at, const PhiloxKeys& key, uint32_t* out) {
   for (int i = 0; i < draws; ++i) {
     const auto w =
-        philox<L>(at.seed, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream);
+        philox<L>(key, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream);
     F part[4];
     for (int k = 0; k < 4; ++k) part[k] = L::floats(w.word[k]);
     L::transpose(part);
@@ -69,39 +72,47 @@ DIF_INLINE void for_tiles(int64_t first, int64_t size, Whole whole, Ragged ragge
 }
 
 void normals_run(float* out, int64_t first, int64_t size, Address at) {
+  const PhiloxKeys key(at.seed);
   out -= first;
   for_tiles(
       first, size,
       [&](int64_t t) {
         F z[registers];
-        tile_normals(t, at, z);
+        tile_normals(t, at, key, z);
         for (int k = 0; k < registers; ++k) L::store(out + t + k * L::width, z[k]);
       },
       [&](int64_t t, int64_t low, int64_t high) {
         F z[registers];
         float buffer[tile];
-        tile_normals(t, at, z);
+        tile_normals(t, at, key, z);
         for (int k = 0; k < registers; ++k) L::store(buffer + k * L::width, z[k]);
         for (int64_t i = low; i < high; ++i) out[i] = buffer[i - t];
       });
 }
 
 void words_run(uint32_t* out, int64_t first, int64_t size, Address at) {
+  const PhiloxKeys key(at.seed);
   out -= first;
   for_tiles(
-      first, size, [&](int64_t t) { tile_words(t, at, out + t); },
+      first, size, [&](int64_t t) { tile_words(t, at, key, out + t); },
       [&](int64_t t, int64_t low, int64_t high) {
         uint32_t buffer[tile];
-        tile_words(t, at, buffer);
+        tile_words(t, at, key, buffer);
         for (int64_t i = low; i < high; ++i) out[i] = buffer[i - t];
       });
 }
 
 template <bool noise, bool masked>
 DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const uint8_t* mask, int64_t t,
-                          const SgldCoefficients& k, const Address& at, F (&sum)[sums]) {
+                          const SgldCoefficients& k, const Address& at, const PhiloxKeys& key,
+                          F (&sum)[sums]) {
+  // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
+  for (int i = 0; i < tile; i += 16) {
+    __builtin_prefetch(w + i + ahead, 1);
+    __builtin_prefetch(g + i + ahead, 0);
+  }
   F z[registers];
-  if (noise) tile_normals(t, at, z);
+  if (noise) tile_normals(t, at, key, z);
   for (int i = 0; i < registers; ++i) {
     F drift;
     const F old = L::load(w + i * L::width);
@@ -120,13 +131,14 @@ DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const u
 template <bool noise, bool masked>
 double sgld_block(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
                   const SgldCoefficients& k, const Address& at) {
+  const PhiloxKeys key(at.seed);
   F sum[sums];
   for (int i = 0; i < sums; ++i) sum[i] = L::set(0.0f);
   for_tiles(
       first, size,
       [&](int64_t t) {
         const int64_t o = t - first;
-        sgld_tile<noise, masked>(w + o, g + o, center + o, masked ? mask + o : nullptr, t, k, at, sum);
+        sgld_tile<noise, masked>(w + o, g + o, center + o, masked ? mask + o : nullptr, t, k, at, key, sum);
       },
       [&](int64_t t, int64_t low, int64_t high) {
         float buffer[3][tile] = {};
@@ -137,13 +149,13 @@ double sgld_block(float* w, const float* g, const float* center, const uint8_t* 
           buffer[2][i - t] = center[i - first];
           flags[i - t] = masked ? mask[i - first] : 1;
         }
-        sgld_tile<noise, true>(buffer[0], buffer[1], buffer[2], flags, t, k, at, sum);
+        sgld_tile<noise, true>(buffer[0], buffer[1], buffer[2], flags, t, k, at, key, sum);
         for (int64_t i = low; i < high; ++i) w[i - first] = buffer[0][i - t];
       });
-  float lanes[16];
+  float lanes[running];
   for (int i = 0; i < sums; ++i) L::store(lanes + i * L::width, sum[i]);
   double total = 0.0;
-  for (int i = 0; i < 16; ++i) total += static_cast<double>(lanes[i]);
+  for (int i = 0; i < running; ++i) total += static_cast<double>(lanes[i]);
   return total;
 }
 

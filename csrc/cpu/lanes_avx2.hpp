@@ -65,8 +65,8 @@ struct Avx2Lanes {
     return {_mm256_mul_epu32(x.a, m), _mm256_mul_epu32(x.b, m)};
   }
   static DIF_INLINE W high(W x) { return {_mm256_srli_epi64(x.a, 32), _mm256_srli_epi64(x.b, 32)}; }
-  static DIF_INLINE W xor3(W x, W y, uint32_t key) {
-    const __m256i k = _mm256_set1_epi64x(key);
+  static DIF_INLINE W xor3(W x, W y, const uint64_t& key) {
+    const __m256i k = _mm256_set1_epi64x(static_cast<long long>(key));
     return {_mm256_xor_si256(_mm256_xor_si256(x.a, y.a), k), _mm256_xor_si256(_mm256_xor_si256(x.b, y.b), k)};
   }
   static DIF_INLINE U narrow(W x) { return _mm256_blend_epi32(x.a, _mm256_slli_epi64(x.b, 32), 0xAA); }

@@ -60,8 +60,8 @@ struct Avx512Lanes {
     return {_mm512_mul_epu32(x.a, m), _mm512_mul_epu32(x.b, m)};
   }
   static DIF_INLINE W high(W x) { return {_mm512_srli_epi64(x.a, 32), _mm512_srli_epi64(x.b, 32)}; }
-  static DIF_INLINE W xor3(W x, W y, uint32_t key) {
-    const __m512i k = _mm512_set1_epi64(key);
+  static DIF_INLINE W xor3(W x, W y, const uint64_t& key) {
+    const __m512i k = _mm512_set1_epi64(static_cast<long long>(key));
     return {_mm512_ternarylogic_epi64(x.a, y.a, k, 0x96), _mm512_ternarylogic_epi64(x.b, y.b, k, 0x96)};
   }
   static DIF_INLINE U narrow(W x) { return _mm512_mask_blend_epi32(0xAAAA, x.a, _mm512_slli_epi64(x.b, 32)); }
