@@ -1,4 +1,5 @@
-// What each file of this folder offers to module.cpp. Bindings know addresses and shapes; arithmetic is elsewhere.
+// What each file of this folder offers to module.cpp. Bindings know addresses and shapes; arithmetic is
+// elsewhere.
 #pragma once
 #include <pybind11/pybind11.h>
 

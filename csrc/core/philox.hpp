@@ -13,8 +13,8 @@ namespace dif {
 // Who draws: the fourth word of the counter, so that no two purposes ever share a word.
 enum Stream : uint32_t { update_noise = 0, batch_indices = 1, momenta = 2, probes = 3 };
 
-// The seed as the keys of the ten rounds: made once a call, then read from memory, which costs no instruction of
-// its own where a broadcast operand exists.
+// The seed as the keys of the ten rounds: made once a call, then read from memory, which costs no instruction
+// of its own where a broadcast operand exists.
 struct PhiloxKeys {
   uint64_t k0[10], k1[10];
   DIF_INLINE explicit PhiloxKeys(uint64_t seed) {
@@ -33,8 +33,8 @@ struct PhiloxWords {
   typename L::U word[4];
 };
 
-// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters); chain, step and
-// stream are the same for all lanes.
+// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters); chain, step
+// and stream are the same for all lanes.
 template <class L>
 DIF_INLINE PhiloxWords<L> philox(const PhiloxKeys& key, uint32_t first, uint32_t chain, uint32_t step,
                                  uint32_t stream) {
