@@ -39,3 +39,7 @@ class ProgressBar:
     def update(self, done: int, note: str = "") -> None:
         """Moves the bar to ``done`` steps."""
         self._bar.update(self._task, completed=done, note=note)
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar, or by itself where no bar is drawn."""
+        self._bar.console.print(line, soft_wrap=True)

@@ -1,0 +1,20 @@
+"""How a recorded curve is read by a detector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One recorded curve.
+
+    Attributes:
+        kind: "loss" is positive and watched for falls, relative to its level; "metric" is watched for falls and
+            rises, relative to its range; "marker" is recorded and never given to a detector.
+        scale: the range of a metric where it is known (an accuracy: 1).
+    """
+
+    kind: Literal["loss", "metric", "marker"]
+    scale: float | None = None
