@@ -27,7 +27,8 @@ namespace dif {
 struct StageSettings {
   bool loss = true;         // a positive loss, or a metric that may go either way
   double delta = 0.05;      // least excess: nats of a loss, share of the range of a metric
-  double z = 8;             // least excess in standard errors
+  double z = 8;             // least excess in standard errors that are estimated from the curve
+  double z_given = 5;       // the same in standard errors that come with the observations
   double kappa = 0.6;       // a stage ends at this share of its peak speed
   double size = 0.01;       // rows below this share of the loss range are not listed
   double skip = 10;         // steps at the start that are not looked at
@@ -114,18 +115,23 @@ class StageDetector {
     }
     std::optional<StageAlarm> alarm;
     if (!active_) alarm = look();
-    if (active_) follow();
+    if (active_) {
+      follow();
+    } else if (settling_) {
+      settle();
+    }
     return alarm;
   }
 
-  // All transitions known now, the open one last and marked.
+  // All transitions known now; those that still go on or settle come last and are marked.
   std::vector<StageRow> rows() const {
     std::vector<StageRow> listed;
     for (const StageRow& row : closed_) {
       if (counts(row)) listed.push_back(row);
     }
-    if (active_) {
-      const StageRow row = measure(true);
+    for (const auto& going : {settling_, active_}) {
+      if (!going) continue;
+      const StageRow row = measure(*going, size(), true);
       if (counts(row)) listed.push_back(row);
     }
     return listed;
@@ -135,11 +141,13 @@ class StageDetector {
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
   static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
+  static constexpr double at_rest = 0.1;   // share of the peak speed at which the new level is reached
 
   struct Active {
     int64_t onset, alarm, block, speed_block;  // onset, alarm: indices of observations
     double peak;
-    int sign;  // +1 a fall, -1 a rise
+    int sign;       // +1 a fall, -1 a rise
+    int64_t quiet;  // number of observations at which the speed came down to kappa
   };
   struct Block {
     double value, step;
@@ -192,6 +200,7 @@ class StageDetector {
     const int64_t e = size();
     const double range = set_.metric_range > 0 ? set_.metric_range : high_ - low_;
     const double floor = set_.loss ? set_.delta : set_.delta * range;
+    const double z = given_ ? set_.z_given : set_.z;
     double best = 0;
     int64_t best_block = 0;
     int best_sign = 0;
@@ -208,7 +217,7 @@ class StageDetector {
         }
         if (sd0 < 0) continue;
         const double sd1 = deviation(e - w, u);
-        const double needed = std::max(floor, set_.z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
+        const double needed = std::max(floor, z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
         for (int s = 1; s >= (set_.loss ? 1 : -1); s -= 2) {
           const double excess = s * b1.value + std::min(s * slope, 0.0) * ahead - s * b0.value;
           if (excess > 0 && excess >= needed && excess / needed > best) {
@@ -223,7 +232,8 @@ class StageDetector {
       }
     }
     if (best_block == 0) return std::nullopt;
-    active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign};
+    active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign, 0};
+    if (settling_) finish(std::max(settling_->quiet, active_->onset + 1));
     return StageAlarm{t_[e - 1], t_[active_->onset], best, best_block, -best_sign};
   }
 
@@ -243,8 +253,8 @@ class StageDetector {
     return std::min(std::max(last - h - 1, start_), e - 2);
   }
 
-  void follow() {
-    Active& a = *active_;
+  // Speed over the shortest block that resolves it; notes that block.
+  double resolved_speed(Active& a) const {
     const int64_t e = size();
     double v = 0;
     for (int k = 0; k < scale_count; ++k) {
@@ -255,12 +265,29 @@ class StageDetector {
       const double sd = deviation(e, w), gap = x_.mean(e, w) - x_.mean(e - w, w);
       if (sd < 0 || std::sqrt(2.0) * sd / gap <= resolved * (a.peak > 0 ? a.peak : std::max(v, 0.0))) break;
     }
+    return v;
+  }
+
+  void follow() {
+    Active& a = *active_;
+    const double v = resolved_speed(a);
     a.peak = std::max(a.peak, v);
-    if (v <= set_.kappa * a.peak && e - 1 > a.alarm) {
-      closed_.push_back(measure(false));
-      start_ = e - a.speed_block;
-      active_.reset();
-    }
+    if (v > set_.kappa * a.peak || size() - 1 == a.alarm) return;
+    a.quiet = size();
+    start_ = size() - a.speed_block;
+    settling_ = active_;
+    active_.reset();
+    settle();
+  }
+
+  // The new level is read where the curve has come to rest, or where the next stage takes over.
+  void settle() {
+    if (resolved_speed(*settling_) <= at_rest * settling_->peak) finish(size());
+  }
+
+  void finish(int64_t end) {
+    closed_.push_back(measure(*settling_, end, false));
+    settling_.reset();
   }
 
   double raw_mean(int64_t first, int64_t last) const {
@@ -269,15 +296,14 @@ class StageDetector {
     return y_[first] + sum / static_cast<double>(last - first);
   }
 
-  StageRow measure(bool open) const {
-    const Active& a = *active_;
-    const int64_t e = size(), w = a.speed_block;
+  StageRow measure(const Active& a, int64_t e, bool open) const {
+    const int64_t w = a.speed_block;
     const int64_t h = std::min(std::max<int64_t>(1, a.block / 2), a.onset + 1);
     const double before = raw_mean(a.onset + 1 - h, a.onset + 1), after = raw_mean(e - w, e);
     StageRow row{};
-    row.onset = crossing(a.onset, before, after, 0.1);
-    row.midpoint = crossing(a.onset, before, after, 0.5);
-    row.end = crossing(a.onset, before, after, 0.9);
+    row.onset = crossing(a.onset, e, before, after, 0.1);
+    row.midpoint = crossing(a.onset, e, before, after, 0.5);
+    row.end = crossing(a.onset, e, before, after, 0.9);
     row.alarm = t_[a.alarm];
     row.closed = t_[e - 1];
     row.before = before;
@@ -288,13 +314,13 @@ class StageDetector {
     return row;
   }
 
-  // Mean, in log step, of the first and the last crossing of before + share (after - before) from index
+  // Mean, in log step, of the first and the last crossing of before + share (after - before) in
   // `first` on.
-  double crossing(int64_t first, double before, double after, double share) const {
+  double crossing(int64_t first, int64_t end, double before, double after, double share) const {
     const double level = before + share * (after - before), up = after > before ? 1 : -1;
     double earliest = 0, latest = 0;
     bool found = false;
-    for (int64_t i = first; i + 1 < size(); ++i) {
+    for (int64_t i = first; i + 1 < end; ++i) {
       const double s0 = up * (y_[i] - level), s1 = up * (y_[i + 1] - level);
       if ((s0 < 0) == (s1 < 0)) continue;
       const double x0 = std::log1p(t_[i]), x1 = std::log1p(t_[i + 1]);
@@ -303,8 +329,8 @@ class StageDetector {
       found = true;
     }
     if (!found) {
-      earliest = std::log1p(share > 0.5 ? t_.back() : t_[first]);
-      latest = std::log1p(share < 0.5 ? t_[first] : t_.back());
+      earliest = std::log1p(share > 0.5 ? t_[end - 1] : t_[first]);
+      latest = std::log1p(share < 0.5 ? t_[first] : t_[end - 1]);
     }
     return std::expm1(0.5 * (earliest + latest));
   }
@@ -326,7 +352,7 @@ class StageDetector {
       history_;  // second differences of block means, each by its own coefficient
   std::array<double, scale_count> noise_ = filled(-1);  // deviation of one observation as seen at each scale
   int64_t start_ = -1;                                  // first index of this quiet spell
-  std::optional<Active> active_;
+  std::optional<Active> active_, settling_;
   std::vector<StageRow> closed_;
 
   static std::array<double, scale_count> filled(double value) {

@@ -143,7 +143,8 @@ class Stages:
     Args:
         kind: ``"loss"`` looks for falls of a positive loss, ``"metric"`` for falls and rises.
         delta: least excess: nats of a loss, share of the range of a metric.
-        z: least excess in standard errors.
+        z: least excess in standard errors; None takes 8 of those estimated from the curve, which an autocorrelated
+            noise can make too small, and 5 of those that are given.
         kappa: a stage ends at this share of its peak speed; lower merges neighbors, higher splits noisy drops.
         size: rows of a smaller share of a loss's range are not listed; those of a metric need ``delta``.
         skip: steps at the start that are not looked at, about 1 / (1 - momentum).
@@ -173,7 +174,7 @@ class Stages:
         kind: Literal["loss", "metric"] = "loss",
         *,
         delta: float = 0.05,
-        z: float = 8.0,
+        z: float | None = None,
         kappa: float = 0.6,
         size: float = 0.01,
         skip: float = 10.0,
@@ -185,7 +186,7 @@ class Stages:
         for name, number in (("delta", delta), ("eps", eps), ("scale", 1.0 if scale is None else scale)):
             if not 0 < number < math.inf:
                 raise ValueError(f"{name}: expected a positive number, got {number}")
-        for name, number in (("z", z), ("size", size), ("skip", skip)):
+        for name, number in (("z", 8.0 if z is None else z), ("size", size), ("skip", skip)):
             if not 0 <= number < math.inf:
                 raise ValueError(f"{name}: expected a number >= 0, got {number}")
         if not 0 < kappa < 1:
@@ -195,7 +196,8 @@ class Stages:
         self.kind = kind
         self._settings = {
             "delta": float(delta),
-            "z": float(z),
+            "z": 8.0 if z is None else float(z),
+            "z_given": 5.0 if z is None else float(z),
             "kappa": float(kappa),
             "size": float(size),
             "skip": float(skip),
