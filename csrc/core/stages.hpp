@@ -115,23 +115,18 @@ class StageDetector {
     }
     std::optional<StageAlarm> alarm;
     if (!active_) alarm = look();
-    if (active_) {
-      follow();
-    } else if (settling_) {
-      settle();
-    }
+    if (active_) follow();
     return alarm;
   }
 
-  // All transitions known now; those that still go on or settle come last and are marked.
+  // All transitions known now; one that still goes on comes last and is marked.
   std::vector<StageRow> rows() const {
     std::vector<StageRow> listed;
     for (const StageRow& row : closed_) {
       if (counts(row)) listed.push_back(row);
     }
-    for (const auto& going : {settling_, active_}) {
-      if (!going) continue;
-      const StageRow row = measure(*going, size(), true);
+    if (active_) {
+      const StageRow row = measure(*active_, true);
       if (counts(row)) listed.push_back(row);
     }
     return listed;
@@ -141,13 +136,11 @@ class StageDetector {
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
   static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
-  static constexpr double at_rest = 0.1;   // share of the peak speed at which the new level is reached
 
   struct Active {
     int64_t onset, alarm, block, speed_block;  // onset, alarm: indices of observations
     double peak;
-    int sign;       // +1 a fall, -1 a rise
-    int64_t quiet;  // number of observations at which the speed came down to kappa
+    int sign;  // +1 a fall, -1 a rise
   };
   struct Block {
     double value, step;
@@ -232,8 +225,7 @@ class StageDetector {
       }
     }
     if (best_block == 0) return std::nullopt;
-    active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign, 0};
-    if (settling_) finish(std::max(settling_->quiet, active_->onset + 1));
+    active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign};
     return StageAlarm{t_[e - 1], t_[active_->onset], best, best_block, -best_sign};
   }
 
@@ -273,21 +265,9 @@ class StageDetector {
     const double v = resolved_speed(a);
     a.peak = std::max(a.peak, v);
     if (v > set_.kappa * a.peak || size() - 1 == a.alarm) return;
-    a.quiet = size();
+    closed_.push_back(measure(a, false));
     start_ = size() - a.speed_block;
-    settling_ = active_;
     active_.reset();
-    settle();
-  }
-
-  // The new level is read where the curve has come to rest, or where the next stage takes over.
-  void settle() {
-    if (resolved_speed(*settling_) <= at_rest * settling_->peak) finish(size());
-  }
-
-  void finish(int64_t end) {
-    closed_.push_back(measure(*settling_, end, false));
-    settling_.reset();
   }
 
   double raw_mean(int64_t first, int64_t last) const {
@@ -296,14 +276,14 @@ class StageDetector {
     return y_[first] + sum / static_cast<double>(last - first);
   }
 
-  StageRow measure(const Active& a, int64_t e, bool open) const {
-    const int64_t w = a.speed_block;
+  StageRow measure(const Active& a, bool open) const {
+    const int64_t e = size(), w = a.speed_block;
     const int64_t h = std::min(std::max<int64_t>(1, a.block / 2), a.onset + 1);
     const double before = raw_mean(a.onset + 1 - h, a.onset + 1), after = raw_mean(e - w, e);
     StageRow row{};
-    row.onset = crossing(a.onset, e, before, after, 0.1);
-    row.midpoint = crossing(a.onset, e, before, after, 0.5);
-    row.end = crossing(a.onset, e, before, after, 0.9);
+    row.onset = crossing(a.onset, before, after, 0.1);
+    row.midpoint = crossing(a.onset, before, after, 0.5);
+    row.end = crossing(a.onset, before, after, 0.9);
     row.alarm = t_[a.alarm];
     row.closed = t_[e - 1];
     row.before = before;
@@ -314,13 +294,13 @@ class StageDetector {
     return row;
   }
 
-  // Mean, in log step, of the first and the last crossing of before + share (after - before) in
-  // `first` on.
-  double crossing(int64_t first, int64_t end, double before, double after, double share) const {
+  // Mean, in log step, of the first and the last crossing of before + share (after - before), from `first`
+  // on.
+  double crossing(int64_t first, double before, double after, double share) const {
     const double level = before + share * (after - before), up = after > before ? 1 : -1;
     double earliest = 0, latest = 0;
     bool found = false;
-    for (int64_t i = first; i + 1 < end; ++i) {
+    for (int64_t i = first; i + 1 < size(); ++i) {
       const double s0 = up * (y_[i] - level), s1 = up * (y_[i + 1] - level);
       if ((s0 < 0) == (s1 < 0)) continue;
       const double x0 = std::log1p(t_[i]), x1 = std::log1p(t_[i + 1]);
@@ -329,8 +309,8 @@ class StageDetector {
       found = true;
     }
     if (!found) {
-      earliest = std::log1p(share > 0.5 ? t_[end - 1] : t_[first]);
-      latest = std::log1p(share < 0.5 ? t_[first] : t_[end - 1]);
+      earliest = std::log1p(share > 0.5 ? t_.back() : t_[first]);
+      latest = std::log1p(share < 0.5 ? t_[first] : t_.back());
     }
     return std::expm1(0.5 * (earliest + latest));
   }
@@ -352,7 +332,7 @@ class StageDetector {
       history_;  // second differences of block means, each by its own coefficient
   std::array<double, scale_count> noise_ = filled(-1);  // deviation of one observation as seen at each scale
   int64_t start_ = -1;                                  // first index of this quiet spell
-  std::optional<Active> active_, settling_;
+  std::optional<Active> active_;
   std::vector<StageRow> closed_;
 
   static std::array<double, scale_count> filled(double value) {
