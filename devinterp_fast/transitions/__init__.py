@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.transitions.digits import Digits
-from devinterp_fast.transitions.system import Channel, Marker, System
+from devinterp_fast.transitions.system import Marker, System
 from devinterp_fast.transitions.tms import ToyModelsOfSuperposition
 
 __all__ = ["Channel", "Marker", "System", "systems"]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import MissingExtraError
 from devinterp_fast.transitions.system import (
-    Channel,
     Marker,
     check_run,
     check_state,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import DTypeError, ShapeError
 
 Curve = NDArray[np.float64]
@@ -26,18 +27,6 @@ class Marker:
 
     def __str__(self) -> str:
         return f"{self.name}: {self.onset:.0f} - {self.midpoint:.0f} - {self.end:.0f}"
-
-
-@dataclass(frozen=True)
-class Channel:
-    """One recorded curve.
-
-    ``"marker"`` curves exist for the ground truth only and are never given to a detector. ``scale`` is the
-    known range of a metric (accuracy: 1).
-    """
-
-    kind: Literal["loss", "metric", "marker"]
-    scale: float | None = None
 
 
 class System(Protocol):

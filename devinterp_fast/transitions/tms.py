@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import ShapeError
 from devinterp_fast.transitions.system import (
-    Channel,
     Curve,
     Marker,
     check_run,
