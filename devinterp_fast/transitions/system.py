@@ -114,7 +114,7 @@ def read_curves(steps: Sequence[int], curves: Mapping[str, Any], names: Sequence
     """
     absent = [name for name in names if name not in curves]
     if absent:
-        raise ValueError(f"curves: expected the marker curves {list(names)}, got none for {absent}")
+        raise ValueError(f"curves: expected the curves {list(names)}, got none for {absent}")
     x = np.asarray(steps, dtype=np.float64)
     rows = [np.asarray(curves[name], dtype=np.float64) for name in names]
     for name, row in zip(names, rows, strict=True):
