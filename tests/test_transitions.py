@@ -131,6 +131,22 @@ def test_trains_the_same_without_grad_mode(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_default_dtype_is_not_followed(name):
+    runs = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            run = systems()[name](seed=1)
+            run.train_step(0)
+            runs.append((run.state_dict(), run.observe(run.model), run.probe))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert same(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+    assert all(torch.equal(a, b) for a, b in zip(runs[0][2], runs[1][2], strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_observe_has_no_side_effects(name):
     system = systems()[name]()
     state = system.state_dict()
@@ -372,6 +388,21 @@ def test_passing_a_level_is_no_plateau(tms_run):
     steps, curves = tms_run
     fast = [step / 5 for step in steps]  # the same curve, five times as fast: 4++ lasts about 100 steps
     assert systems()["tms"]().truth(fast, curves) == []
+
+
+def test_tms_truth_between_exact_levels():
+    levels = tms.critical_levels()
+    steps = np.arange(0, 2001, 10)
+    share = 1 / (1 + np.exp(-(steps - 900) / 60))
+    curves = {name: np.full(len(steps), 1.17) for name in tms.COLUMNS}
+    curves |= {"loss": levels["5-"].loss + share * (levels["5+"].loss - levels["5-"].loss)}
+    (marker,) = systems()["tms"]().truth(steps, curves | {"active": np.full(len(steps), 5.0)})
+    assert marker.name == "5- -> 5+"  # a bias changes sign, no column switches
+    # sigmoid = .1, .5, .9 at 900 and 900 ± 60 ln 9; chords: (h²/8) (.0962/60²) / (.09/60) < .3
+    want = (900 - 60 * math.log(9), 900, 900 + 60 * math.log(9))
+    assert (marker.onset, marker.midpoint, marker.end) == pytest.approx(want, abs=0.3)
+    # the same loss with another number of columns is at no level
+    assert systems()["tms"]().truth(steps, curves | {"active": np.full(len(steps), 3.0)}) == []
 
 
 # --- digits -------------------------------------------------------------------------------------------------
