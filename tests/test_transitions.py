@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -176,14 +177,15 @@ def test_probe_loss_is_a_mean_over_samples_and_vmaps(name):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
-        ({"seed": 1.5}, "seed: expected an integer >= 0, got 1.5"),
-        ({"seed": True}, "seed: expected an integer >= 0, got True"),
+        ({"seed": -1}, "seed: expected an integer from 0 to 2**63 - 1, got -1"),
+        ({"seed": 1.5}, "seed: expected an integer from 0 to 2**63 - 1, got 1.5"),
+        ({"seed": 2**63}, "seed: expected an integer from 0 to 2**63 - 1, got 9223372036854775808"),
+        ({"seed": True}, "seed: expected an integer from 0 to 2**63 - 1, got True"),
         ({"steps": 0}, "steps: expected an integer >= 1, got 0"),
     ],
 )
 def test_bad_settings(name, settings, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         systems()[name](**settings)
 
 
@@ -336,7 +338,7 @@ def test_probe_stands_for_the_population(name):
     own = 2 * a.diagonal().clamp(min=1).square() * h**2 / 24 + 2 * b.abs() * h**2 / 8
     other = (2 * a.square() - torch.diag(2 * a.diagonal().square())).sum() * h**2 / 24
     assert abs(error) < float(own.sum() + other) / 6
-    assert abs(error) < 3e-4  # what the docstring says
+    assert abs(error) < 6e-5  # what the docstring says
 
 
 def test_tms_gradient_is_that_of_the_loss():

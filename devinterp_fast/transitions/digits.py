@@ -100,11 +100,11 @@ class Digits:
     The seed gives the initial weights, the batches and the order of the classes; images and split are fixed.
 
     Args:
-        seed: any integer >= 0; same seed, same bits.
+        seed: 0 to 2⁶³ - 1; same seed, same bits.
         steps: length of the run; 2,400 by default.
 
     Raises:
-        ValueError: ``seed`` is below 0 or ``steps`` below 1.
+        ValueError: ``seed`` is out of range or ``steps`` below 1.
         MissingExtraError: scikit-learn is absent.
 
     Source:
