@@ -76,10 +76,11 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 def check_run(seed: int, steps: int) -> None:
-    """Refuse a seed below 0 and a run without steps."""
-    for name, value, least in (("seed", seed, 0), ("steps", steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+    """Refuse a seed outside 0 ... 2⁶³ - 1 and a run without steps."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer from 0 to 2**63 - 1, got {seed!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: expected an integer >= 1, got {steps!r}")
 
 
 def check_state(state: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> None:
@@ -103,7 +104,7 @@ def read_curves(steps: Sequence[int], curves: Mapping[str, Any], names: Sequence
     """
     absent = [name for name in names if name not in curves]
     if absent:
-        raise ValueError(f"curves: expected the marker curves {list(names)}, got none for {absent}")
+        raise ValueError(f"curves: expected the curves {list(names)}, got none for {absent}")
     x = np.asarray(steps, dtype=np.float64)
     rows = [np.asarray(curves[name], dtype=np.float64) for name in names]
     for name, row in zip(names, rows, strict=True):
