@@ -37,14 +37,20 @@ py::tuple as_tuple(const dif::StageRow& r) {
 
 // se: NaN when none is given. A value that is not finite is a missing observation.
 std::optional<dif::StageAlarm> observe(dif::StageDetector& detector, double step, double value, double se) {
-  if (!(step >= 0) || !std::isfinite(step) || step <= detector.last_step()) {
-    char text[128];
-    std::snprintf(text, sizeof text, "step: expected a finite number >= 0 above %.17g, got %.17g",
-                  std::max(detector.last_step(), 0.0), step);
+  char text[128];
+  if (!(step >= 0) || std::isinf(step)) {
+    std::snprintf(text, sizeof text, "step: expected a finite number >= 0, got %.17g", step);
     throw std::invalid_argument(text);
   }
-  if (se < 0 || std::isinf(se))
-    throw std::invalid_argument("se: expected a finite number >= 0, got " + std::to_string(se));
+  if (step <= detector.last_step()) {
+    std::snprintf(text, sizeof text, "step: expected a finite number above %.17g, got %.17g",
+                  detector.last_step(), step);
+    throw std::invalid_argument(text);
+  }
+  if (se < 0 || std::isinf(se)) {
+    std::snprintf(text, sizeof text, "se: expected a finite number >= 0, got %.17g", se);
+    throw std::invalid_argument(text);
+  }
   if (!std::isfinite(value)) return std::nullopt;
   return detector.update(step, value, std::isnan(se) ? -1.0 : se);
 }
