@@ -49,8 +49,9 @@ def assert_exact(values, weights=None):
             assert test.direction == (1 if sum(after) / len(after) > sum(before) / len(before) else -1)
 
 
-# Multiples of 1/8 after scaling by powers of two: a difference that is zero is exactly zero in double too. Where a stream
-# cancels by accident of rounding, 1e-9 relative of nothing could not be asked of any double arithmetic.
+# Multiples of 1/8 after scaling by powers of two: a difference that is zero is exactly zero in double too.
+# Where a stream cancels by accident of rounding, 1e-9 relative of nothing could not be asked of any double
+# arithmetic.
 grid = st.integers(-80, 80).map(lambda k: k / 8)
 streams = st.one_of(
     st.lists(grid, min_size=1, max_size=40),
@@ -170,7 +171,9 @@ def test_run_equals_update_in_any_pieces():
     y[rng.random(120) < 0.1] = np.nan
     se = rng.uniform(0.5, 2.0, 120)
     one = Focus(threshold=20.0)
-    expected = [(one.update(v, e), one.changepoint, one.direction, one.alarm) for v, e in zip(y, se, strict=True)]
+    expected = [
+        (one.update(v, e), one.changepoint, one.direction, one.alarm) for v, e in zip(y, se, strict=True)
+    ]
     assert sum(alarm for *_, alarm in expected) >= 2
     two, at = Focus(threshold=20.0), 0
     for length in (1, 0, 50, 7, 62):

@@ -1,4 +1,4 @@
-"""One change of a mean, found as soon as the data allow: the exact likelihood-ratio test after every value."""
+"""One change of a mean, found as soon as the data allow: the exact likelihood-ratio test, online."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class Focus:
 
         statistic = max_j  D_j^2 W / (W_j (W - W_j)),    D_j = S_j - (W_j / W) S.
 
-    At a fixed j and with true standard errors it is chi-square with one degree of freedom if nothing changed; the
-    maximum over j is larger and grows slowly with n. Without ``se`` all weights are 1, so divide a series by its
-    noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points (W_j, S_j), of
-    which about 2 log n vertices are kept.
+    At a fixed j and with true standard errors it is chi-square with one degree of freedom if nothing changed;
+    the maximum over j is larger and grows slowly with n. Without ``se`` all weights are 1, so divide a series
+    by its noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points
+    (W_j, S_j), of which about 2 log n vertices are kept.
 
     NaN and infinite values are missing: they count as an index and change nothing else.
 
@@ -63,8 +63,8 @@ class Focus:
         ValueError: ``threshold`` is not positive.
 
     Source:
-        Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning CUSUM
-        statistics, JMLR 24(81).
+        Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning
+        CUSUM statistics, JMLR 24(81).
 
     Example:
         >>> test = Focus(threshold=20.0)
@@ -163,6 +163,8 @@ class Focus:
             ValueError: the state is not of this class.
         """
         if set(state) != {"lower", "upper", "scalars", "alarm"}:
-            raise ValueError(f"state: expected keys alarm, lower, scalars, upper, got {', '.join(sorted(state)) or 'none'}")
+            raise ValueError(
+                f"state: expected keys alarm, lower, scalars, upper, got {', '.join(sorted(state)) or 'none'}"
+            )
         self._test.load(tuple(state["lower"]), tuple(state["upper"]), state["scalars"])
         self._alarm = bool(state["alarm"])
