@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import math
 import sys
@@ -13,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from reference_stages import ReferenceStages
 
+from devinterp_fast import changepoint
 from devinterp_fast.changepoint import Alarm, Stage, Stages, join
 from devinterp_fast.errors import ShapeError
 
@@ -256,6 +258,9 @@ def test_state_of_other_settings_is_refused():
         Stages().load_state_dict(state)
     with pytest.raises(ValueError, match=r"^state: expected one of Stages\.state_dict\(\), got keys kind$"):
         Stages().load_state_dict({"kind": "loss"})
+    damaged = {**Stages().state_dict(), "step": np.arange(3.0)}
+    with pytest.raises(ValueError, match=r"^values: expected as many as steps"):
+        Stages().load_state_dict(damaged)
 
 
 def test_extend_equals_update():
@@ -440,6 +445,11 @@ def test_join_of_two_views_of_one_network():
         # midpoint
         low, high = (curves.mode_time(s, a0, f * s) for f in (0.2, 0.6))
         assert low <= j.midpoint <= high
+
+
+@pytest.mark.parametrize("module", [changepoint.stages, changepoint.focus])
+def test_documented_examples(module):
+    assert doctest.testmod(module, raise_on_error=False).failed == 0
 
 
 def test_one_line_strings():

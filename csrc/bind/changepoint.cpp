@@ -74,6 +74,9 @@ void bind_stages(py::module_& m) {
       .def(
           "extend",
           [](dif::StageDetector& self, const Array& step, const Array& value, const Array& se) {
+            if (value.size() != step.size() || (se.size() != 0 && se.size() != step.size())) {
+              throw std::invalid_argument("values: expected as many as steps, got another number");
+            }
             py::list alarms;
             for (py::ssize_t i = 0; i < step.size(); ++i) {
               const double error = se.size() > 0 ? se.data()[i] : std::nan("");
@@ -121,6 +124,9 @@ void bind_focus(py::module_& m) {
           "run",
           [](dif::Focus& self, const Array& y, const Array& weight, double threshold, bool alarm) {
             const py::ssize_t n = y.size();
+            if (weight.size() != 0 && weight.size() != n) {
+              throw std::invalid_argument("weight: expected as many as values, got another number");
+            }
             Array statistic(n);
             py::array_t<int64_t> changepoint(n);
             py::array_t<int8_t> direction(n);

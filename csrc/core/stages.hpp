@@ -205,7 +205,8 @@ class StageDetector {
         const double gap = b1.step - b2.step, ahead = b0.step - b1.step, r = ahead / gap;
         const double slope = (b1.value - b2.value) / gap, lever = (1 + r) * (1 + r) + r * r;
         if (u == w && !given_) {
-          history_[k].push(std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever));
+          const double miss = std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever);
+          if (std::isfinite(miss)) history_[k].push(miss);  // values near the largest double overflow
         }
         for (int s = 1; s >= (set_.loss ? 1 : -1); s -= 2) {
           const double excess = s * b1.value + std::min(s * slope, 0.0) * ahead - s * b0.value;

@@ -68,7 +68,7 @@ class Focus:
 
     Example:
         >>> test = Focus(threshold=20.0)
-        >>> [test.update(y) for y in (0.0, 0.0, 0.0, 4.0, 4.0)]
+        >>> [round(test.update(y), 6) for y in (0.0, 0.0, 0.0, 4.0, 4.0)]
         [0.0, 0.0, 0.0, 12.0, 19.2]
         >>> test.changepoint, test.direction, test.alarm
         (3, 1, False)

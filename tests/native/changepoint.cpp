@@ -99,6 +99,27 @@ void wild() {
   }
 }
 
+// Overflow, steps that differ in the last bit, denormals: numbers may be lost, memory may not.
+void extremes() {
+  const double large = std::numeric_limits<double>::max(), least = std::numeric_limits<double>::denorm_min();
+  for (const bool loss : {true, false}) {
+    dif::StageSettings settings;
+    settings.loss = loss;
+    settings.skip = 0;
+    dif::StageDetector detector{settings};
+    dif::Focus test;
+    double t = 1e9;
+    for (int i = 0; i < 600; ++i) {
+      const double y = i % 3 == 0 ? large : i % 3 == 1 ? -large : least;
+      detector.update(t, y, i < 300 ? -1 : large);
+      test.update(y, i % 2 ? large : least);
+      t = std::nextafter(t, 2e9);
+    }
+    CHECK(detector.size() == 600 && detector.rows().size() < 600);
+    CHECK(test.state.count == 600);
+  }
+}
+
 void focus_against_brute_force() {
   for (int kind = 0; kind < 5; ++kind) {
     dif::Focus test;
@@ -141,6 +162,7 @@ int main() {
   relaxations();
   metrics();
   wild();
+  extremes();
   focus_against_brute_force();
   return check::summary("changepoint");
 }
