@@ -1,9 +1,12 @@
-"""Score table of `Stages` on curves whose transitions are known in closed form. Run: python benchmarks/stages_score.py.
+"""Score table of `Stages` on curves whose transitions are known in closed form.
 
-A deep linear network of two layers learns the singular value s of its task as a(t) = s / (1 + (s / a0 - 1) exp(-2 s t)),
-and its loss is the sum of (s - a)^2 / 2: a staircase whose every step has a known 10, 50 and 90 % time. A row hits a
-transition if its midpoint lies within the larger of 10 % of the true one and the true 10-90 window. Transitions whose
-windows overlap form one group: one row hits it, and as many rows as it has members are no error.
+Run: python benchmarks/stages_score.py
+
+A deep linear network of two layers learns the singular value s of its task as a(t) = s / (1 + (s / a0 - 1)
+exp(-2 s t)), and its loss is the sum of (s - a)^2 / 2: a staircase whose every step has a known 10, 50 and 90
+% time. A row hits a transition if its midpoint lies within the larger of 10 % of the true one and the true
+10-90 window. Transitions whose windows overlap form one group: one row hits it, and as many rows as it has
+members are no error.
 """
 
 from __future__ import annotations
@@ -19,12 +22,21 @@ from devinterp_fast.changepoint import Alarm, Stage, Stages
 
 Array = npt.NDArray[np.float64]
 
-SPECTRA = ((4.0, 2.0, 1.0, 0.5), (3.0, 1.0, 0.3), (5.0, 2.0, 0.7), (4.0, 1.5, 0.6, 0.3), (2.0, 1.0, 0.4), (6.0, 2.5, 1.0))
+SPECTRA = (
+    (4.0, 2.0, 1.0, 0.5),
+    (3.0, 1.0, 0.3),
+    (5.0, 2.0, 0.7),
+    (4.0, 1.5, 0.6, 0.3),
+    (2.0, 1.0, 0.4),
+    (6.0, 2.5, 1.0),
+)
 RATE = 0.01  # training time of one step
 
 
 @dataclass(frozen=True)
 class Truth:
+    """One transition: the steps at which 10, 50 and 90 % of it are done."""
+
     t10: float
     t50: float
     t90: float
@@ -33,6 +45,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class Curve:
+    """What is observed, and what is true of it."""
+
     steps: Array
     values: Array
     truths: tuple[Truth, ...] = ()
@@ -42,6 +56,8 @@ class Curve:
 
 @dataclass
 class Score:
+    """Counts over many curves."""
+
     hits: int = 0
     groups: int = 0
     rows: int = 0
@@ -52,14 +68,17 @@ class Score:
 
     @property
     def precision(self) -> float:
+        """Share of rows that hit."""
         return self.good_rows / self.rows if self.rows else 1.0
 
     @property
     def recall(self) -> float:
+        """Share of transitions that are hit."""
         return self.hits / self.groups if self.groups else 1.0
 
     @property
     def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
         both = self.precision + self.recall
         return 2 * self.precision * self.recall / both if both else 0.0
 

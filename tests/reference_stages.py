@@ -1,6 +1,7 @@
 """The stage detector in plain Python, slow and direct: what csrc/core/stages.hpp must equal.
 
-It keeps the whole curve in lists, takes every mean as an exactly rounded sum, and recomputes medians from scratch.
+It keeps the whole curve in lists, takes every mean as an exactly rounded sum, and recomputes medians from
+scratch.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class ReferenceStages:
         }
 
     def follow(self) -> None:
-        """In a stage: speed over the shortest block that resolves it; close when it has fallen from its peak."""
+        """In a stage: speed over the shortest block that resolves it; close when it has come down."""
         a, e = self.stage, len(self.t)
         speed = 0.0
         for w in SCALES:

@@ -37,14 +37,20 @@ py::tuple as_tuple(const dif::StageRow& r) {
 
 // se: NaN when none is given. A value that is not finite is a missing observation.
 std::optional<dif::StageAlarm> observe(dif::StageDetector& detector, double step, double value, double se) {
-  if (!(step >= 0) || !std::isfinite(step) || step <= detector.last_step()) {
-    char text[128];
-    std::snprintf(text, sizeof text, "step: expected a finite number >= 0 above %.17g, got %.17g",
-                  std::max(detector.last_step(), 0.0), step);
+  char text[128];
+  if (!(step >= 0) || std::isinf(step)) {
+    std::snprintf(text, sizeof text, "step: expected a finite number >= 0, got %.17g", step);
     throw std::invalid_argument(text);
   }
-  if (se < 0 || std::isinf(se))
-    throw std::invalid_argument("se: expected a finite number >= 0, got " + std::to_string(se));
+  if (step <= detector.last_step()) {
+    std::snprintf(text, sizeof text, "step: expected a finite number above %.17g, got %.17g",
+                  detector.last_step(), step);
+    throw std::invalid_argument(text);
+  }
+  if (se < 0 || std::isinf(se)) {
+    std::snprintf(text, sizeof text, "se: expected a finite number >= 0, got %.17g", se);
+    throw std::invalid_argument(text);
+  }
   if (!std::isfinite(value)) return std::nullopt;
   return detector.update(step, value, std::isnan(se) ? -1.0 : se);
 }
@@ -68,6 +74,9 @@ void bind_stages(py::module_& m) {
       .def(
           "extend",
           [](dif::StageDetector& self, const Array& step, const Array& value, const Array& se) {
+            if (value.size() != step.size() || (se.size() != 0 && se.size() != step.size())) {
+              throw std::invalid_argument("values: expected as many as steps, got another number");
+            }
             py::list alarms;
             for (py::ssize_t i = 0; i < step.size(); ++i) {
               const double error = se.size() > 0 ? se.data()[i] : std::nan("");
@@ -115,6 +124,9 @@ void bind_focus(py::module_& m) {
           "run",
           [](dif::Focus& self, const Array& y, const Array& weight, double threshold, bool alarm) {
             const py::ssize_t n = y.size();
+            if (weight.size() != 0 && weight.size() != n) {
+              throw std::invalid_argument("weight: expected as many as values, got another number");
+            }
             Array statistic(n);
             py::array_t<int64_t> changepoint(n);
             py::array_t<int8_t> direction(n);

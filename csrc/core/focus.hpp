@@ -89,9 +89,9 @@ class Focus {
     double largest = state.statistic / total;
     std::size_t at = 0;
     for (std::size_t i = 1; i < hull.weight.size(); ++i) {
-      const double w = hull.weight[i], d = hull.sum[i] - w * mean, ratio = d * d / (w * (total - w));
-      if (ratio > largest) {
-        largest = ratio;
+      const double w = hull.weight[i], d = hull.sum[i] - w * mean, spread = w * (total - w);
+      if (d * d > largest * spread) {  // a division only at a new maximum
+        largest = d * d / spread;
         at = i;
       }
     }

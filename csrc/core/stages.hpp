@@ -176,18 +176,16 @@ class StageDetector {
   }
 
   // Standard deviation of the mean of the `length` observations before `end`; negative while it is not known.
-  double deviation(int64_t end, int64_t length) const {
-    if (given_) {
-      const double n = static_cast<double>(length);
-      return std::sqrt(std::max(variance_.mean(end, length), 0.0) / n);
-    }
-    // Noise is taken from blocks up to a quarter as long: then a correlated noise is not read as a white one.
-    double largest = -1;
-    for (int k = 0; k < scale_count && scales[k] <= std::max<int64_t>(1, length / 4); ++k) {
-      largest = std::max(largest, noise_[k]);
-    }
-    return largest < 0 ? largest : largest / std::sqrt(static_cast<double>(length));
+  // Where no errors are given, noise is taken from blocks up to a quarter as long: then a correlated noise is
+  // not read as a white one. `scale` is the index of a scale that is at least that quarter.
+  double deviation(int64_t end, int64_t length, int scale = scale_count - 1) const {
+    const double n = static_cast<double>(length);
+    if (given_) return std::sqrt(std::max(variance_.mean(end, length), 0.0) / n);
+    while (scale > 0 && 4 * scales[scale] > length) --scale;
+    return largest_noise_[scale] < 0 ? -1 : largest_noise_[scale] / std::sqrt(n);
   }
+
+  void spread_noise(int k) { largest_noise_[k] = std::max(k > 0 ? largest_noise_[k - 1] : -1.0, noise_[k]); }
 
   std::optional<StageAlarm> look() {
     const int64_t e = size();
@@ -197,23 +195,26 @@ class StageDetector {
     double best = 0;
     int64_t best_block = 0;
     int best_sign = 0;
-    for (int k = 0; k < scale_count && e - 3 * scales[k] >= start_; ++k) {
+    int k = 0;
+    for (; k < scale_count && e - 3 * scales[k] >= start_; ++k) {
+      spread_noise(k);
       const int64_t w = scales[k];
       const Block b0 = block(e, w);
-      const double sd0 = deviation(e, w);
       for (int64_t u = w; u <= 4 * w && e - w - 2 * u >= start_; u *= 2) {
         const Block b1 = block(e - w, u), b2 = block(e - w - u, u);
         const double gap = b1.step - b2.step, ahead = b0.step - b1.step, r = ahead / gap;
         const double slope = (b1.value - b2.value) / gap, lever = (1 + r) * (1 + r) + r * r;
-        if (u == w) {
-          history_[k].push(std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever));
+        if (u == w && !given_) {
+          const double miss = std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever);
+          if (std::isfinite(miss)) history_[k].push(miss);  // values near the largest double overflow
         }
-        if (sd0 < 0) continue;
-        const double sd1 = deviation(e - w, u);
-        const double needed = std::max(floor, z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
         for (int s = 1; s >= (set_.loss ? 1 : -1); s -= 2) {
           const double excess = s * b1.value + std::min(s * slope, 0.0) * ahead - s * b0.value;
-          if (excess > 0 && excess >= needed && excess / needed > best) {
+          if (!(excess > 0 && excess >= floor)) continue;  // the error is asked for only where it decides
+          const double sd0 = deviation(e, w, k), sd1 = deviation(e - w, u, k);
+          if (sd0 < 0) continue;
+          const double needed = std::max(floor, z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
+          if (excess >= needed && excess / needed > best) {
             best = excess / needed;
             best_block = w;
             best_sign = s;
@@ -223,7 +224,9 @@ class StageDetector {
       if (history_[k].count() >= 3) {
         noise_[k] = 1.4826 * history_[k].median() * std::sqrt(static_cast<double>(w));
       }
+      spread_noise(k);
     }
+    for (; k < scale_count; ++k) spread_noise(k);
     if (best_block == 0) return std::nullopt;
     active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign};
     return StageAlarm{t_[e - 1], t_[active_->onset], best, best_block, -best_sign};
@@ -331,7 +334,8 @@ class StageDetector {
   std::array<RunningMedian, scale_count>
       history_;  // second differences of block means, each by its own coefficient
   std::array<double, scale_count> noise_ = filled(-1);  // deviation of one observation as seen at each scale
-  int64_t start_ = -1;                                  // first index of this quiet spell
+  std::array<double, scale_count> largest_noise_ = filled(-1);  // the same up to each scale
+  int64_t start_ = -1;                                          // first index of this quiet spell
   std::optional<Active> active_;
   std::vector<StageRow> closed_;
 

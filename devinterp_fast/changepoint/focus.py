@@ -1,4 +1,4 @@
-"""One change of a mean, found as soon as the data allow: the exact likelihood-ratio test after every value."""
+"""One change of a mean, found as soon as the data allow: the exact likelihood-ratio test, online."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from devinterp_fast.errors import ShapeError
 __all__ = ["Focus", "FocusRun"]
 
 _Floats = npt.NDArray[np.float64]
+_SMALLEST_SE = 1e-150
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ class Focus:
 
         statistic = max_j  D_j^2 W / (W_j (W - W_j)),    D_j = S_j - (W_j / W) S.
 
-    At a fixed j and with true standard errors it is chi-square with one degree of freedom if nothing changed; the
-    maximum over j is larger and grows slowly with n. Without ``se`` all weights are 1, so divide a series by its
-    noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points (W_j, S_j), of
-    which about 2 log n vertices are kept.
+    At a fixed j and with true standard errors it is chi-square with one degree of freedom if nothing changed;
+    the maximum over j is larger and grows slowly with n. Without ``se`` all weights are 1, so divide a series
+    by its noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points
+    (W_j, S_j), of which about 2 log n vertices are kept.
 
     NaN and infinite values are missing: they count as an index and change nothing else.
 
@@ -62,12 +63,12 @@ class Focus:
         ValueError: ``threshold`` is not positive.
 
     Source:
-        Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning CUSUM
-        statistics, JMLR 24(81).
+        Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning
+        CUSUM statistics, JMLR 24(81).
 
     Example:
         >>> test = Focus(threshold=20.0)
-        >>> [test.update(y) for y in (0.0, 0.0, 0.0, 4.0, 4.0)]
+        >>> [round(test.update(y), 6) for y in (0.0, 0.0, 0.0, 4.0, 4.0)]
         [0.0, 0.0, 0.0, 12.0, 19.2]
         >>> test.changepoint, test.direction, test.alarm
         (3, 1, False)
@@ -106,16 +107,16 @@ class Focus:
 
         Args:
             y: the value; NaN is a missing one.
-            se: its standard error; None is a weight of 1.
+            se: its standard error; None is a weight of 1, NaN makes the value a missing one.
 
         Raises:
-            ValueError: ``se`` is not positive.
+            ValueError: ``se`` is below 1e-150, whose weight would overflow.
         """
-        if se is not None and se <= 0:
-            raise ValueError(f"se: expected a positive number, got {se}")
+        if se is not None and se < _SMALLEST_SE:
+            raise ValueError(f"se: expected a number of at least {_SMALLEST_SE}, got {se}")
         if self._alarm:
             self._test.restart()
-        statistic = float(self._test.update(float(y), 1.0 if se is None else float(se) ** -2))
+        statistic = float(self._test.update(float(y), 1.0 if se is None else 1.0 / (float(se) * float(se))))
         self._alarm = self.threshold is not None and statistic >= self.threshold
         return statistic
 
@@ -131,7 +132,7 @@ class Focus:
 
         Raises:
             ShapeError: ``values`` has not one dimension, or ``se`` has another length.
-            ValueError: an ``se`` is not positive.
+            ValueError: an ``se`` is below 1e-150.
         """
         y = np.ascontiguousarray(values, dtype=np.float64)
         if y.ndim != 1:
@@ -141,9 +142,9 @@ class Focus:
             error = np.asarray(se, dtype=np.float64)
             if error.shape not in ((), y.shape):
                 raise ShapeError(f"se: expected shape {y.shape} or a number, got shape {error.shape}")
-            if np.any(error <= 0):
-                raise ValueError(f"se: expected positive numbers, got {error.min()}")
-            weight = np.ascontiguousarray(np.broadcast_to(error**-2.0, y.shape))
+            if np.any(error < _SMALLEST_SE):
+                raise ValueError(f"se: expected numbers of at least {_SMALLEST_SE}, got {np.nanmin(error)}")
+            weight = np.ascontiguousarray(np.broadcast_to(1.0 / (error * error), y.shape))
         limit = np.inf if self.threshold is None else self.threshold
         statistic, changepoint, direction, alarms = self._test.run(y, weight, limit, self._alarm)
         if y.size:
@@ -162,6 +163,8 @@ class Focus:
             ValueError: the state is not of this class.
         """
         if set(state) != {"lower", "upper", "scalars", "alarm"}:
-            raise ValueError(f"state: expected keys alarm, lower, scalars, upper, got {', '.join(sorted(state))}")
+            raise ValueError(
+                f"state: expected keys alarm, lower, scalars, upper, got {', '.join(sorted(state)) or 'none'}"
+            )
         self._test.load(tuple(state["lower"]), tuple(state["upper"]), state["scalars"])
         self._alarm = bool(state["alarm"])
