@@ -18,7 +18,9 @@ import devinterp_fast as dif
 CHAINS = 4
 BARS = {"W1": 3.0, "W3": 1.5, "W5": 2.5}
 
-devinterp_slt = pytest.importorskip("devinterp.slt.sampler", reason="devinterp 1.3.2 is not installed: pip install 'devinterp-fast[bench]'")
+devinterp_slt = pytest.importorskip(
+    "devinterp.slt.sampler", reason="devinterp 1.3.2 is not installed: pip install 'devinterp-fast[bench]'"
+)
 devinterp_optim = pytest.importorskip("devinterp.optim.sgld")
 
 
@@ -58,7 +60,9 @@ def test_llc_per_chain_and_draw(benchmark, make):
     # The answers first: same settings, same estimate, within 4 of their joint standard errors over chains. Baselines
     # differ: theirs is the whole data's loss, ours each batch's own, which has the same mean.
     mine, other = ours(w, w.check_draws), theirs(w, loader, init_loss, w.check_draws)
-    both = np.concatenate([mine.per_chain - mine.value, [other[f"llc-chain/{c}"] - other["llc/mean"] for c in range(CHAINS)]])
+    both = np.concatenate(
+        [mine.per_chain - mine.value, [other[f"llc-chain/{c}"] - other["llc/mean"] for c in range(CHAINS)]]
+    )
     error = math.sqrt((both**2).sum() / (2 * CHAINS - 2) * 2 / CHAINS)
     assert abs(mine.value - other["llc/mean"]) < 4 * error + 1e-3, (mine.value, other["llc/mean"], error)
 

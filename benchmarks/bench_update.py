@@ -68,9 +68,7 @@ def test_fused_step(benchmark, block, threads):
     )
     benchmark.pedantic(step, args=(2,), rounds=3)
     times, of = medians(seconds), ratios(seconds, "fused")
-    noise_cost = statistics.median(
-        a / b for a, b in zip(seconds["fused"], seconds["fused, no noise"], strict=True)
-    )
+    noise_cost = statistics.median(a / b for a, b in zip(seconds["fused"], seconds["fused, no noise"], strict=True))
     row = {
         "ns per element": {name: t / (CHAINS * DIM) * 1e9 for name, t in times.items()},
         "fused over no noise": noise_cost,

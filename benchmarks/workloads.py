@@ -72,4 +72,6 @@ def w5() -> Workload:
     x, y = torch.randn(64, 784, generator=g), torch.randint(10, (64,), generator=g)
     torch.manual_seed(0)
     settings = {"lr": 1e-7, "localization": 1.0, "nbeta": 10.0}
-    return Workload("W5", mlp(784, 2048, 2048, 2048, 10), nn.CrossEntropyLoss(), x, y, 8, settings, draws=5, check_draws=5)
+    return Workload(
+        "W5", mlp(784, 2048, 2048, 2048, 10), nn.CrossEntropyLoss(), x, y, 8, settings, draws=5, check_draws=5
+    )

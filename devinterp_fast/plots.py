@@ -33,9 +33,10 @@ def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:
 
 
 def _curve(trace: xr.Dataset, name: str) -> tuple[Any, Any, Any]:
-    column = trace.sel(channel=name)
-    seen = ~np.isnan(column["value"].values)
-    return column["step"].values[seen], column["value"].values[seen], column["se"].values[seen]
+    value = trace[name].values
+    error = trace[f"{name}_se"].values if f"{name}_se" in trace else np.full_like(value, np.nan)
+    seen = ~np.isnan(value)
+    return trace["step"].values[seen], value[seen], error[seen]
 
 
 def _bands(ax: Axes, rows: Sequence[Mapping[str, Any]], truth: Sequence[Any]) -> None:
@@ -60,16 +61,16 @@ def run_figure(
     truth: Sequence[Mapping[str, Any]],
     panels: Mapping[str, Sequence[str]],
     *,
-    start: float = 1.0,
+    start: float = 0.0,
 ) -> Figure:
     """Curves of a run above each other, with the detected stages and the known ones.
 
     Args:
-        trace: dims (step, channel), as ``Monitor.trace``.
+        trace: one variable for each channel, over ``step``, as ``Monitor.trace``.
         rows: transitions as dicts with onset, midpoint, end, alarm.
         truth: known transitions as dicts with midpoint.
         panels: {title: channels drawn in it}.
-        start: first step shown; the step axis is logarithmic.
+        start: first step shown. The axis is linear in the step, as the detector's clock is.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -80,7 +81,7 @@ def run_figure(
         for i, name in enumerate(names):
             step, value, error = _curve(trace, name)
             shown = step >= start
-            label = name.rsplit("/", 1)[-1] if len(names) > 1 else None
+            label = name.rsplit(" ", 1)[-1] if len(names) > 1 else None
             color = _LINES[i % len(_LINES)]
             if np.isfinite(error).any():
                 _estimates(ax, trace, name, step[shown], value[shown], error[shown])
@@ -89,7 +90,6 @@ def run_figure(
         if len(names) > 1:
             ax.legend(fontsize=7, ncols=min(len(names), 5), frameon=False, loc="best")
         ax.set_ylabel(title, fontsize=9, color=INK)
-    axes[-1].set_xscale("log")
     axes[-1].set_xlabel("training step", fontsize=9, color=INK)
     axes[-1].set_xlim(start, float(trace["step"].values.max()))
     return figure
@@ -98,9 +98,8 @@ def run_figure(
 def _estimates(ax: Axes, trace: xr.Dataset, name: str, step: Any, value: Any, error: Any) -> None:
     """A curve with error bars of two standard errors; hollow where the weights were no local minimum."""
     escaped = np.zeros(len(step), dtype=bool)
-    if f"{name}/escaped" in trace["channel"].values:
-        flag = trace["value"].sel(channel=f"{name}/escaped", step=step).values
-        escaped = flag == 1.0
+    if f"{name}_escaped" in trace:
+        escaped = trace[f"{name}_escaped"].sel(step=step).values == 1.0
     for which, face in ((~escaped, INK), (escaped, "white")):
         ax.errorbar(
             step[which], value[which], yerr=2 * error[which], fmt="o", markersize=3.5, markerfacecolor=face,

@@ -77,7 +77,9 @@ class RunFolder:
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> Path:
         """Writes safetensors. Views and shared storage are copied apart first."""
-        return self.write_bytes(name, save({key: value.detach().clone().contiguous() for key, value in tensors.items()}))
+        return self.write_bytes(
+            name, save({key: value.detach().clone().contiguous() for key, value in tensors.items()})
+        )
 
     def read_tensors(self, name: str) -> dict[str, Tensor] | None:
         """Reads safetensors, or None if the file is absent.

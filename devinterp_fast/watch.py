@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from devinterp_fast.store import RunFolder, environment, read_json
 from devinterp_fast.transitions import systems
 from devinterp_fast.transitions.score import score
 from devinterp_fast.transitions.system import System
+
+LLC_TIMES = 48
+"""How often the LLC is estimated in a run."""
 
 _STATE = "training.safetensors"
 
@@ -89,16 +93,28 @@ def watch(
     assert folder is not None
     if (folder.path / "transitions.json").exists():
         return read_watched(folder.path)
-    for step in range(_restore(system, folder), system.steps + 1):
-        change = monitor.update(step)
-        if monitor.steps and monitor.steps[-1] == step:
-            state = {"step": torch.tensor(step), **{f"system/{k}": v for k, v in system.state_dict().items()}}
-            folder.write_tensors(_STATE, state)
-        if progress is not None:
-            progress(step, system.steps, _note(monitor) if change is None else str(change))
-        if step < system.steps:
-            system.train_step(step)
-    return _finish(system, monitor, folder)
+    with _one_thread():
+        for step in range(_restore(system, folder), system.steps + 1):
+            change = monitor.update(step)
+            if monitor.steps and monitor.steps[-1] == step:
+                state = {"step": torch.tensor(step), **{f"system/{k}": v for k, v in system.state_dict().items()}}
+                folder.write_tensors(_STATE, state)
+            if progress is not None:
+                progress(step, system.steps, _note(monitor) if change is None or not change.new else str(change))
+            if step < system.steps:
+                system.train_step(step)
+        return _finish(system, monitor, folder)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The library's networks are small: torch's thread pool only spins on them, and could change a sum's order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def read_watched(path: Path) -> Watched:
@@ -115,6 +131,7 @@ def _monitor(system: System, name: str, seed: int, out: str | os.PathLike[str]) 
     curves = Observable(lambda model, step: system.observe(model), system.channels, Schedule())
     return Monitor(
         system.model, system.loss_fn, system.probe, observables=[curves, "llc"], out=out, llc=system.llc,
+        llc_schedule=Schedule(per_decade=0, every=max(system.steps // LLC_TIMES, 1)),
         skip=system.skip, seed=seed, run={"system": name, "steps": system.steps},
     )  # fmt: skip
 
@@ -133,19 +150,19 @@ def _note(monitor: Monitor) -> str:
 
 
 def _panels(system: System) -> dict[str, list[str]]:
-    """One panel for each family of curves: the part of a channel's name before the slash."""
+    """One panel for each family of curves: channels that differ in their last word alone ("loss 0", "loss 1")."""
     panels: dict[str, list[str]] = {}
     for name, channel in system.channels.items():
         if channel.kind != "marker":
-            family, _, rest = name.partition("/")
-            panels.setdefault(f"{family} each" if rest else family, []).append(name)
+            family, _, last = name.rpartition(" ")
+            panels.setdefault(f"{family} of each" if last.isdigit() else name, []).append(name)
     return {**panels, "LLC": ["llc"]}
 
 
 def _finish(system: System, monitor: Monitor, folder: RunFolder) -> Watched:
     """Writes what a finished run leaves; ``transitions.json`` last, since it says that the run is finished."""
     curves: dict[str, Any] = {name: np.array(monitor.values[name]) for name in system.channels}
-    seen = ~np.isnan(curves[next(iter(curves))])
+    seen = ~np.isnan(curves["loss"])
     truth = system.truth(np.array(monitor.steps)[seen].tolist(), {name: y[seen] for name, y in curves.items()})
     found = monitor.transitions
     result = score([row.midpoint for row in found], truth)
@@ -160,12 +177,9 @@ def _finish(system: System, monitor: Monitor, folder: RunFolder) -> Watched:
     write_report(
         folder, title=system.title, summary=(system.__doc__ or "").strip().split("\n\n")[0], settings=settings,
         trace=monitor.trace, rows=rows, truth=watched.truth, verdict=watched.verdict, panels=_panels(system),
-        start=float(max(system.skip, 1)),
     )  # fmt: skip
     folder.write_json(
         "transitions.json",
         {"title": watched.title, "transitions": rows, "truth": watched.truth, "verdict": watched.verdict},
     )
     return watched
-
-

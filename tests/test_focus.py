@@ -171,9 +171,7 @@ def test_run_equals_update_in_any_pieces():
     y[rng.random(120) < 0.1] = np.nan
     se = rng.uniform(0.5, 2.0, 120)
     one = Focus(threshold=20.0)
-    expected = [
-        (one.update(v, e), one.changepoint, one.direction, one.alarm) for v, e in zip(y, se, strict=True)
-    ]
+    expected = [(one.update(v, e), one.changepoint, one.direction, one.alarm) for v, e in zip(y, se, strict=True)]
     assert sum(alarm for *_, alarm in expected) >= 2
     two, at = Focus(threshold=20.0), 0
     for length in (1, 0, 50, 7, 62):

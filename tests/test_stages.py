@@ -163,9 +163,7 @@ def test_finds_the_steps_of_a_staircase():
     assert np.median(score.delays) <= 0.5
 
 
-@pytest.mark.parametrize(
-    ("system", "recall"), [("dln, noise 2%", 0.9), ("dln, noise 5%", 0.7), ("llc-like", 0.3)]
-)
+@pytest.mark.parametrize(("system", "recall"), [("dln, noise 2%", 0.9), ("dln, noise 5%", 0.7), ("llc-like", 0.3)])
 def test_finds_steps_in_noise(system, recall):
     score = scored(system)
     assert score.precision >= 0.95

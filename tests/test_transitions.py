@@ -165,9 +165,7 @@ def test_probe_loss_is_a_mean_over_samples_and_vmaps(name):
     x, y = (t[:6] for t in system.probe)
     single = torch.stack([system.loss_fn(system.model(x[i : i + 1]), y[i : i + 1]) for i in range(6)])
     # float32: six terms and the layers' sums of up to 256 products, each rounded to 2^-24 of its size
-    torch.testing.assert_close(
-        system.loss_fn(system.model(x), y), single.mean(), rtol=256 * 2**-24, atol=1e-7
-    )
+    torch.testing.assert_close(system.loss_fn(system.model(x), y), single.mean(), rtol=256 * 2**-24, atol=1e-7)
     chains = {key: torch.stack([p.detach(), 2 * p.detach()]) for key, p in system.model.named_parameters()}
     losses = vmap(lambda p: system.loss_fn(functional_call(system.model, p, (x,)), y))(chains)
     torch.testing.assert_close(losses[0], single.mean().detach(), rtol=256 * 2**-24, atol=1e-7)

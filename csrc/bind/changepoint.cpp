@@ -20,19 +20,14 @@ namespace {
 
 using Array = py::array_t<double, py::array::c_style | py::array::forcecast>;
 
-Array copy(const std::vector<double>& values) {
-  return Array(static_cast<py::ssize_t>(values.size()), values.data());
-}
+Array copy(const std::vector<double>& values) { return Array(static_cast<py::ssize_t>(values.size()), values.data()); }
 
 std::vector<double> values_of(const Array& array) { return {array.data(), array.data() + array.size()}; }
 
-py::tuple as_tuple(const dif::StageAlarm& a) {
-  return py::make_tuple(a.step, a.onset, a.excess, a.block, a.direction);
-}
+py::tuple as_tuple(const dif::StageAlarm& a) { return py::make_tuple(a.step, a.onset, a.excess, a.block, a.direction); }
 
 py::tuple as_tuple(const dif::StageRow& r) {
-  return py::make_tuple(r.onset, r.midpoint, r.end, r.alarm, r.closed, r.before, r.after, r.gain, r.direction,
-                        r.open);
+  return py::make_tuple(r.onset, r.midpoint, r.end, r.alarm, r.closed, r.before, r.after, r.gain, r.direction, r.open);
 }
 
 // se: NaN when none is given. A value that is not finite is a missing observation.
@@ -43,8 +38,8 @@ std::optional<dif::StageAlarm> observe(dif::StageDetector& detector, double step
     throw std::invalid_argument(text);
   }
   if (step <= detector.last_step()) {
-    std::snprintf(text, sizeof text, "step: expected a finite number above %.17g, got %.17g",
-                  detector.last_step(), step);
+    std::snprintf(text, sizeof text, "step: expected a finite number above %.17g, got %.17g", detector.last_step(),
+                  step);
     throw std::invalid_argument(text);
   }
   if (se < 0 || std::isinf(se)) {
@@ -57,20 +52,19 @@ std::optional<dif::StageAlarm> observe(dif::StageDetector& detector, double step
 
 void bind_stages(py::module_& m) {
   py::class_<dif::StageDetector>(m, "StageDetector")
-      .def(py::init([](bool loss, double delta, double z, double z_given, double kappa, double size,
-                       double skip, double eps, double scale) {
+      .def(py::init([](bool loss, double delta, double z, double z_given, double kappa, double size, double skip,
+                       double eps, double scale) {
              return dif::StageDetector({loss, delta, z, z_given, kappa, size, skip, eps, scale});
            }),
-           py::arg("loss"), py::arg("delta"), py::arg("z"), py::arg("z_given"), py::arg("kappa"),
-           py::arg("size"), py::arg("skip"), py::arg("eps"), py::arg("scale"))
+           py::arg("loss"), py::arg("delta"), py::arg("z"), py::arg("z_given"), py::arg("kappa"), py::arg("size"),
+           py::arg("skip"), py::arg("eps"), py::arg("scale"))
       .def(
           "update",
           [](dif::StageDetector& self, double step, double value, double se) -> py::object {
             const auto alarm = observe(self, step, value, se);
             return alarm ? py::object(as_tuple(*alarm)) : py::none();
           },
-          py::arg("step"), py::arg("value"), py::arg("se"),
-          "(step, onset, excess, block, direction) or None.")
+          py::arg("step"), py::arg("value"), py::arg("se"), "(step, onset, excess, block, direction) or None.")
       .def(
           "extend",
           [](dif::StageDetector& self, const Array& step, const Array& value, const Array& se) {
@@ -87,6 +81,7 @@ void bind_stages(py::module_& m) {
             return alarms;
           },
           py::arg("step"), py::arg("value"), py::arg("se"), "Alarms of whole arrays (n,); se may be empty.")
+      .def_property_readonly("open_alarm", &dif::StageDetector::open_alarm)
       .def("rows",
            [](const dif::StageDetector& self) {
              py::list rows;
@@ -108,8 +103,7 @@ dif::FocusHull unpack(const py::tuple& parts) {
   hull.sum = values_of(parts[1].cast<Array>());
   const std::vector<double> index = values_of(parts[2].cast<Array>());
   hull.index.assign(index.begin(), index.end());
-  if (hull.weight.empty() || hull.sum.size() != hull.weight.size() ||
-      hull.index.size() != hull.weight.size()) {
+  if (hull.weight.empty() || hull.sum.size() != hull.weight.size() || hull.index.size() != hull.weight.size()) {
     throw std::invalid_argument("state: expected hulls of equal, positive length, got others");
   }
   return hull;
@@ -156,30 +150,28 @@ void bind_focus(py::module_& m) {
       .def_property_readonly("changepoint", [](const dif::Focus& self) { return self.state.changepoint; })
       .def_property_readonly("direction", [](const dif::Focus& self) { return self.state.direction; })
       .def_property_readonly("count", [](const dif::Focus& self) { return self.state.count; })
-      .def(
-          "state",
-          [](const dif::Focus& self) {
-            const dif::FocusState& a = self.state;
-            return py::make_tuple(
-                pack(a.lower), pack(a.upper),
-                copy({a.weight, a.sum, a.offset, static_cast<double>(a.started), static_cast<double>(a.count),
-                      a.statistic, static_cast<double>(a.changepoint), static_cast<double>(a.direction)}));
-          })
-      .def("load",
-           [](dif::Focus& self, const py::tuple& lower, const py::tuple& upper, const Array& scalars) {
-             if (scalars.size() != 8) throw std::invalid_argument("state: expected 8 scalars, got others");
-             const double* v = scalars.data();
-             self.state = {unpack(lower),
-                           unpack(upper),
-                           v[0],
-                           v[1],
-                           v[2],
-                           v[3] != 0,
-                           static_cast<int64_t>(v[4]),
-                           v[5],
-                           static_cast<int64_t>(v[6]),
-                           static_cast<int>(v[7])};
-           });
+      .def("state",
+           [](const dif::Focus& self) {
+             const dif::FocusState& a = self.state;
+             return py::make_tuple(
+                 pack(a.lower), pack(a.upper),
+                 copy({a.weight, a.sum, a.offset, static_cast<double>(a.started), static_cast<double>(a.count),
+                       a.statistic, static_cast<double>(a.changepoint), static_cast<double>(a.direction)}));
+           })
+      .def("load", [](dif::Focus& self, const py::tuple& lower, const py::tuple& upper, const Array& scalars) {
+        if (scalars.size() != 8) throw std::invalid_argument("state: expected 8 scalars, got others");
+        const double* v = scalars.data();
+        self.state = {unpack(lower),
+                      unpack(upper),
+                      v[0],
+                      v[1],
+                      v[2],
+                      v[3] != 0,
+                      static_cast<int64_t>(v[4]),
+                      v[5],
+                      static_cast<int64_t>(v[6]),
+                      static_cast<int>(v[7])};
+      });
 }
 
 }  // namespace

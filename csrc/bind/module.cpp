@@ -1,6 +1,6 @@
 #include "bind/bind.hpp"
 
-PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native code of devinterp_fast. Use it through devinterp_fast._native, which checks what is passed.";
   bind_changepoint(m);
   bind_info(m);

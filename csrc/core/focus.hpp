@@ -24,9 +24,7 @@ struct FocusHull {
   // Removes the vertices that the point (w, s) hides; side = +1 keeps the lower hull, -1 the upper.
   void hide(double w, double s, double side) {
     std::size_t n = weight.size();
-    while (n > 1 &&
-           side * ((s - sum[n - 1]) * (w - weight[n - 2]) - (s - sum[n - 2]) * (w - weight[n - 1])) <= 0)
-      --n;
+    while (n > 1 && side * ((s - sum[n - 1]) * (w - weight[n - 2]) - (s - sum[n - 2]) * (w - weight[n - 1])) <= 0) --n;
     weight.resize(n);
     sum.resize(n);
     index.resize(n);

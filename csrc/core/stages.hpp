@@ -61,8 +61,7 @@ class PrefixSums {
   }
   // Mean of the `length` values before index `end`.
   double mean(int64_t end, int64_t length) const {
-    return ((sum_[end] - sum_[end - length]) + (rest_[end] - rest_[end - length])) /
-           static_cast<double>(length);
+    return ((sum_[end] - sum_[end - length]) + (rest_[end] - rest_[end - length])) / static_cast<double>(length);
   }
 
  private:
@@ -118,6 +117,9 @@ class StageDetector {
     if (active_) follow();
     return alarm;
   }
+
+  // Step of the alarm whose stage still goes on; NaN when all is quiet.
+  double open_alarm() const { return active_ ? t_[static_cast<size_t>(active_->alarm)] : std::nan(""); }
 
   // All transitions known now; one that still goes on comes last and is marked.
   std::vector<StageRow> rows() const {
@@ -331,9 +333,8 @@ class StageDetector {
       variance_;        // signal and step less their first values, squared standard error of the signal
   bool given_ = false;  // are standard errors given?
   double first_signal_ = 0, first_step_ = 0, low_ = 0, high_ = 0;
-  std::array<RunningMedian, scale_count>
-      history_;  // second differences of block means, each by its own coefficient
-  std::array<double, scale_count> noise_ = filled(-1);  // deviation of one observation as seen at each scale
+  std::array<RunningMedian, scale_count> history_;  // second differences of block means, each by its own coefficient
+  std::array<double, scale_count> noise_ = filled(-1);          // deviation of one observation as seen at each scale
   std::array<double, scale_count> largest_noise_ = filled(-1);  // the same up to each scale
   int64_t start_ = -1;                                          // first index of this quiet spell
   std::optional<Active> active_;

@@ -14,7 +14,10 @@ class Channel:
         kind: "loss" is positive and watched for falls, relative to its level; "metric" is watched for falls and
             rises, relative to its range; "marker" is recorded and never given to a detector.
         scale: the range of a metric where it is known (an accuracy: 1).
+        size: least fall of a loss that is listed, as a share of its range. Raise it for curves that only matter when
+            they fall for good (the loss of one class among ten wavers while others are learned).
     """
 
     kind: Literal["loss", "metric", "marker"]
     scale: float | None = None
+    size: float = 0.01

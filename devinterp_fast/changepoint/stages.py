@@ -56,9 +56,7 @@ class Alarm:
 
     def __str__(self) -> str:
         way = "rise" if self.direction > 0 else "fall"
-        return (
-            f"{way} at {self.step:g}   onset {self.onset:g}   excess {self.excess:.2f} (block {self.block})"
-        )
+        return f"{way} at {self.step:g}   onset {self.onset:g}   excess {self.excess:.2f} (block {self.block})"
 
 
 @dataclass(frozen=True)
@@ -125,9 +123,7 @@ class JointStage:
     def __str__(self) -> str:
         mark = "   provisional" if self.provisional else ""
         names = ", ".join(sorted(self.channels))
-        return (
-            f"{self.onset:.4g} - {self.midpoint:.4g} - {self.end:.4g}   {names}   alarm {self.alarm:g}{mark}"
-        )
+        return f"{self.onset:.4g} - {self.midpoint:.4g} - {self.end:.4g}   {names}   alarm {self.alarm:g}{mark}"
 
 
 class Stages:
@@ -233,9 +229,7 @@ class Stages:
         alarm = self._detector.update(float(step), float(value), math.nan if se is None else float(se))
         return None if alarm is None else _alarm(alarm)
 
-    def extend(
-        self, steps: npt.ArrayLike, values: npt.ArrayLike, se: npt.ArrayLike | None = None
-    ) -> list[Alarm]:
+    def extend(self, steps: npt.ArrayLike, values: npt.ArrayLike, se: npt.ArrayLike | None = None) -> list[Alarm]:
         """Takes many observations in one native call; the same as `update` one by one.
 
         Args:
@@ -262,6 +256,12 @@ class Stages:
             error = np.ascontiguousarray(np.broadcast_to(error, t.shape))
         return [_alarm(alarm) for alarm in self._detector.extend(t, y, error)]
 
+    @property
+    def open_alarm(self) -> float | None:
+        """Step of the alarm whose stage still goes on, listed or not; None when all is quiet."""
+        step = self._detector.open_alarm
+        return None if math.isnan(step) else step
+
     def rows(self) -> list[Stage]:
         """All stages known now, in order; one that is still going on comes last and is provisional.
 
@@ -283,9 +283,7 @@ class Stages:
         """
         expected = {"kind": self.kind, **self._settings}
         if set(state) != {*expected, "step", "value", "se"}:
-            raise ValueError(
-                f"state: expected one of Stages.state_dict(), got keys {', '.join(sorted(state))}"
-            )
+            raise ValueError(f"state: expected one of Stages.state_dict(), got keys {', '.join(sorted(state))}")
         for name, setting in expected.items():
             if state[name] != setting:
                 raise ValueError(f"state: expected {name} {setting!r} as in this object, got {state[name]!r}")

@@ -47,21 +47,28 @@ class Checkpoints:
                 level *= 2
             if level == 1 or old % (level // 2) == 0:
                 stay.append((old, at))
-            elif at not in self.pinned and self.folder is not None:
-                (self.folder.path / self.name(at)).unlink(missing_ok=True)
+            elif at not in self.pinned:
+                self._remove(at)
         self.saved = stay
 
-    def pin(self, step: int) -> None:
-        """Keeps a step's state for good."""
-        self.pinned.add(step)
+    def pin(self, steps: set[int]) -> None:
+        """Keeps the states of these steps, as long as no other set is given, and removes what neither needs."""
+        trail = {step for _, step in self.saved}
+        for step in self.pinned - steps - trail:
+            self._remove(step)
+        self.pinned = steps & self._present()
+
+    def _remove(self, step: int) -> None:
+        if self.folder is not None:
+            (self.folder.path / self.name(step)).unlink(missing_ok=True)
 
     def before(self, step: float) -> int | None:
         """The newest step with a state at or before this one."""
         return max((s for s in self._present() if s <= step), default=None)
 
-    def after(self, step: float) -> int | None:
-        """The oldest step with a state at or after this one."""
-        return min((s for s in self._present() if s >= step), default=None)
+    def has(self, step: int) -> bool:
+        """Whether a step's state is kept."""
+        return step in self._present()
 
     def _present(self) -> set[int]:
         return self.pinned | {step for _, step in self.saved}

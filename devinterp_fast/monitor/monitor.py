@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from devinterp_fast.changepoint.channel import Channel
-from devinterp_fast.changepoint.stages import Alarm, Stage, Stages, join
+from devinterp_fast.changepoint.stages import Alarm, JointStage, Stage, Stages, join
 from devinterp_fast.monitor.checkpoints import Checkpoints
 from devinterp_fast.monitor.observables import Observable, resolve
 from devinterp_fast.monitor.schedule import Schedule
@@ -127,11 +127,17 @@ class Monitor:
         self.schedule = schedule or Schedule()
         self.llc_schedule = llc_schedule or Schedule(per_decade=20, every=0)
         self.observables = resolve(
-            observables, loss_fn, probe, schedule=self.schedule, llc=llc or {}, llc_schedule=self.llc_schedule, seed=seed
+            observables,
+            loss_fn,
+            probe,
+            schedule=self.schedule,
+            llc=llc or {},
+            llc_schedule=self.llc_schedule,
+            seed=seed,
         )
         self.channels: dict[str, Channel] = {k: v for o in self.observables for k, v in o.channels.items()}
         self.detectors = {
-            name: Stages(channel.kind, skip=skip, scale=channel.scale)
+            name: Stages(channel.kind, skip=skip, scale=channel.scale, size=channel.size)
             for name, channel in self.channels.items()
             if channel.kind != "marker"
         }
@@ -146,8 +152,8 @@ class Monitor:
         self.values: dict[str, list[float]] = {name: [] for name in self.channels}
         self.errors: dict[str, list[float]] = {name: [] for name in self.channels}
         self._changes: dict[int, Change] = {}
-        self._known = 0
-        self._open = False
+        # For each stage, named by its channel and alarm: the state before it, and the one at its close.
+        self._around: dict[tuple[str, int], dict[str, int]] = {}
         self._read_back()
 
     def update(self, step: int) -> Change | None:
@@ -191,17 +197,16 @@ class Monitor:
 
     @property
     def trace(self) -> xr.Dataset:
-        """All curves: dims (step, channel), ``value`` and its standard error ``se`` (NaN where not measured)."""
-        names = list(self.channels)
-        shape = (len(self.steps), len(names))
-        value = np.array([self.values[name] for name in names]).T.reshape(shape)
-        error = np.array([self.errors[name] for name in names]).T.reshape(shape)
-        return xr.Dataset(
-            {"value": (("step", "channel"), value), "se": (("step", "channel"), error)},
-            coords={"step": self.steps, "channel": names},
-        )
+        """All curves over ``step``, one variable each; ``NAME_se`` is a curve's standard error. NaN: not measured."""
+        curves = {name: ("step", np.array(self.values[name], dtype=np.float64)) for name in self.channels}
+        errors = {
+            f"{name}_se": ("step", np.array(error, dtype=np.float64))
+            for name, error in self.errors.items()
+            if not all(math.isnan(e) for e in error)
+        }
+        return xr.Dataset({**curves, **errors}, coords={"step": np.array(self.steps, dtype=np.int64)})
 
-    def _joined(self) -> list[Any]:
+    def _joined(self) -> list[JointStage]:
         return join({name: detector.rows() for name, detector in self.detectors.items()})
 
     def _take(self, step: int, found: Mapping[str, tuple[float, float]]) -> Change | None:
@@ -215,44 +220,58 @@ class Monitor:
         alarms = {}
         for name, detector in self.detectors.items():
             value, error = found.get(name, (math.nan, math.nan))
-            hidden = found.get(f"{name}/escaped", (0.0, 0.0))[0]
+            hidden = found.get(f"{name}_escaped", (0.0, 0.0))[0]
             alarm = detector.update(step, math.nan if hidden else value, None if math.isnan(error) else error)
             if alarm is not None:
                 alarms[name] = alarm
         self.checkpoints.observed(number, step)
+        for name, alarm in alarms.items():
+            before = self.checkpoints.before(alarm.onset)
+            self._around[name, step] = {"alarm": step, **({} if before is None else {"before": before})}
         rows = self._joined()
-        new = bool(alarms) and (len(rows) > self._known or not self._open)
-        self._known = max(self._known, len(rows))
-        going_on = any(row.provisional for row in rows)
-        if new:
-            before = self.checkpoints.before(min(alarm.onset for alarm in alarms.values()))
-            for kept in (before, step):
-                if kept is not None:
-                    self.checkpoints.pin(kept)
-        elif self._open and not going_on:
-            self.checkpoints.pin(step)
-        self._open = going_on
+        self.checkpoints.pin(self._needed(rows, step))
         if not alarms:
             return None
-        where = self.checkpoints.name(step) if new and self.folder is not None else None
+        joined = [row for row in rows if row.provisional and int(row.alarm) < step]
+        new = not any(name in row.channels for row in joined for name in alarms)
+        where = self.checkpoints.name(step) if self.folder is not None else None
         change = Change(step, alarms, new, where)
         self._changes[step] = change
         return change
 
-    def _transition(self, row: Any) -> Transition:
-        stages: Mapping[str, Stage] = row.channels
-        alarm = int(row.alarm)
-        files = {
-            "before": self.checkpoints.before(min(row.onset, alarm)),
-            "alarm": alarm if alarm in self.checkpoints.pinned else None,
-            "after": None if row.provisional else self.checkpoints.after(row.end),
-        }
+    def _needed(self, rows: list[JointStage], step: int) -> set[int]:
+        """The steps whose states transitions need: around each that is listed, and around each alarm still open."""
+        needed: set[int] = set()
+        for name, detector in self.detectors.items():
+            if detector.open_alarm is not None:
+                needed |= set(self._around[name, int(detector.open_alarm)].values())
+        for row in rows:
+            for name, stage in row.channels.items():
+                if not stage.provisional:
+                    self._around[name, int(stage.alarm)].setdefault("after", step)
+            needed |= set(self._files(row).values())
+        return needed
+
+    def _files(self, row: JointStage) -> dict[str, int]:
+        """The steps before, at the alarm and after a transition: the earliest, the first and the latest of its stages."""
+        around = [self._around[name, int(stage.alarm)] for name, stage in row.channels.items()]
+        files = {"alarm": int(row.alarm)}
+        if any("before" in a for a in around):
+            files["before"] = min(a["before"] for a in around if "before" in a)
+        if all("after" in a for a in around):
+            files["after"] = max(a["after"] for a in around)
+        return files
+
+    def _transition(self, row: JointStage) -> Transition:
+        stages = row.channels
+        kept = {} if self.folder is None else self._files(row)
         return Transition(
             onset=row.onset, midpoint=row.midpoint, end=row.end,
             interval=(min(s.onset for s in stages.values()), max(s.end for s in stages.values())),
-            alarm=alarm, observables=dict(stages), provisional=row.provisional,
-            checkpoints={} if self.folder is None
-            else {name: self.checkpoints.name(step) for name, step in files.items() if step is not None},
+            alarm=int(row.alarm), observables=dict(stages), provisional=row.provisional,
+            checkpoints={
+                name: self.checkpoints.name(step) for name, step in kept.items() if self.checkpoints.has(step)
+            },
         )  # fmt: skip
 
     def _state(self) -> dict[str, Tensor]:

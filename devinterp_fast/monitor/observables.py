@@ -39,7 +39,9 @@ class Observable:
     draws: dict[str, Tensor] = field(default_factory=dict)
 
 
-def of_function(function: Callable[[nn.Module], Any], channels: Mapping[str, Channel], schedule: Schedule) -> Observable:
+def of_function(
+    function: Callable[[nn.Module], Any], channels: Mapping[str, Channel], schedule: Schedule
+) -> Observable:
     """An observable from a function of the model alone that returns a number or {channel: number}."""
 
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
@@ -65,7 +67,7 @@ def probe_loss(loss_fn: LossFn, probe: object, schedule: Schedule) -> Observable
 def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed: int, schedule: Schedule) -> Observable:
     """The local learning coefficient on the probe set, with its standard error.
 
-    While a saddle is being left the weights are no minimum and the estimate is marked: ``llc/escaped`` is 1 there, and
+    While a saddle is being left the weights are no minimum and the estimate is marked: ``llc_escaped`` is 1 there, and
     the detector does not see the value.
     """
     draws: dict[str, Tensor] = {}
@@ -73,17 +75,15 @@ def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed:
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
         draws.clear()
         try:
-            llc: LLC = estimate_llc(
-                model, loss_fn, probe, seed=(seed << 32) + step, **{"progress": False, **settings}
-            )
+            llc: LLC = estimate_llc(model, loss_fn, probe, seed=(seed << 32) + step, **{"progress": False, **settings})
         except NumericalError:  # a diverged estimate is a gap in the curve, not the end of the user's training
-            return {"llc": math.nan, "llc/escaped": math.nan}
+            return {"llc": math.nan, "llc_escaped": math.nan}
         draws["loss"] = torch.from_numpy(np.array(llc.trace["loss"].values))
         draws["baseline"] = torch.from_numpy(np.array(llc.trace["baseline"].values))
         escaped = float(llc.verdict != "local minimum")
-        return {"llc": (llc.value, llc.mcse), "llc/escaped": escaped}
+        return {"llc": (llc.value, llc.mcse), "llc_escaped": escaped}
 
-    return Observable(measure, {"llc": Channel("metric"), "llc/escaped": Channel("marker")}, schedule, draws)
+    return Observable(measure, {"llc": Channel("metric"), "llc_escaped": Channel("marker")}, schedule, draws)
 
 
 NAMES = ("loss", "llc")

@@ -27,7 +27,6 @@ def write_report(
     truth: Sequence[Mapping[str, Any]],
     verdict: str,
     panels: Mapping[str, Sequence[str]],
-    start: float,
 ) -> Path:
     """Writes ``report.html`` and ``plots/run.png``.
 
@@ -41,7 +40,6 @@ def write_report(
         truth: known transitions as dicts.
         verdict: one sentence on how the two compare.
         panels: {title: channels} of the figure.
-        start: first step of the figure.
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed.
@@ -52,9 +50,11 @@ def write_report(
         raise MissingExtraError("the report needs jinja2: pip install 'devinterp-fast[demo]'") from error
     image = io.BytesIO()
     # No software version or date in the file: equal runs write equal bytes.
-    plots.run_figure(trace, rows, truth, panels, start=start).savefig(image, format="png", metadata={"Software": None})
+    plots.run_figure(trace, rows, truth, panels).savefig(image, format="png", metadata={"Software": None})
     folder.write_bytes("plots/run.png", image.getvalue())
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     page = template.render(
         title=title, summary=summary, settings=settings, rows=rows, truth=truth, verdict=verdict,

@@ -132,7 +132,7 @@ class Digits:
         self._weights = (self.frequency / PER_CLASS).repeat_interleave(PER_CLASS)
         self._held_out = (x[TRAIN:], y[TRAIN:])
         self.probe: tuple[Tensor, ...] = self._probe()
-        self.channels = {"loss": Channel("loss"), **{name: Channel("loss") for name in LOSSES}}
+        self.channels = {"loss": Channel("loss"), **{name: Channel("loss", size=0.2) for name in LOSSES}}
         self.channels["accuracy"] = Channel("metric", scale=1.0)
         self.channels |= {name: Channel("marker") for name in MODES}
         self.llc: dict[str, object] = {
@@ -154,9 +154,7 @@ class Digits:
         share = self.frequency.double() * PROBE
         count = share.floor().long()
         count[(share - count).argsort(descending=True)[: PROBE - int(count.sum())]] += 1
-        picked = [
-            images[torch.arange(int(m)) % len(images)] for images, m in zip(self._inputs, count, strict=True)
-        ]
+        picked = [images[torch.arange(int(m)) % len(images)] for images, m in zip(self._inputs, count, strict=True)]
         return torch.cat(picked), torch.eye(CLASSES, dtype=torch.float32).repeat_interleave(count, 0)
 
     def train_step(self, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,50 +14,51 @@ TOLERANCE = 0.1
 
 @dataclass(frozen=True)
 class Score:
-    """How a run's rows compare with its markers.
+    """How a run's rows compare with its markers, matched one to one.
 
     Attributes:
-        found: for each row, the marker it hits (the nearest midpoint), or None.
-        groups: markers whose 10-90 % windows overlap count as one transition; indices into the markers.
-        hit: for each group, whether a row hits it.
+        found: for each row, the marker it is matched with, or None.
+        known: number of markers.
     """
 
     found: tuple[Marker | None, ...]
-    groups: tuple[tuple[int, ...], ...]
-    hit: tuple[bool, ...]
+    known: int
+
+    @property
+    def hits(self) -> int:
+        """Number of matched pairs."""
+        return sum(marker is not None for marker in self.found)
 
     @property
     def precision(self) -> float:
-        """Share of rows that hit a marker; NaN without rows."""
-        return sum(m is not None for m in self.found) / len(self.found) if self.found else float("nan")
+        """Share of rows that are matched; NaN without rows."""
+        return self.hits / len(self.found) if self.found else math.nan
 
     @property
     def recall(self) -> float:
-        """Share of groups that a row hits; NaN without markers."""
-        return sum(self.hit) / len(self.hit) if self.hit else float("nan")
+        """Share of markers that are matched; NaN without markers."""
+        return self.hits / self.known if self.known else math.nan
 
     def __str__(self) -> str:
-        right = sum(m is not None for m in self.found)
-        return f"{right} of {len(self.found)} rows hit a marker; {sum(self.hit)} of {len(self.hit)} known transitions found"
-
-
-def _hits(at: float, marker: Marker) -> bool:
-    return marker.onset <= at <= marker.end or abs(at - marker.midpoint) <= TOLERANCE * marker.midpoint
+        return f"{self.hits} of {self.known} known transitions found, in {len(self.found)} rows"
 
 
 def score(midpoints: Sequence[float], markers: Sequence[Marker]) -> Score:
     """Scores rows, given by their midpoints.
 
-    A row hits a marker inside its 10-90 % window, or within 10 % of its midpoint.
+    A row may be matched with a marker if it lies inside its 10-90 % window or within 10 % of its midpoint; the pairs
+    nearest in log step are matched first, each row and each marker once.
     """
-    groups: list[list[int]] = []
-    for i in sorted(range(len(markers)), key=lambda i: markers[i].onset):
-        if groups and markers[i].onset <= max(markers[j].end for j in groups[-1]):
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    found = [
-        min((m for m in markers if _hits(at, m)), key=lambda m: abs(at - m.midpoint), default=None) for at in midpoints
-    ]
-    hit = [any(_hits(at, markers[i]) for at in midpoints for i in group) for group in groups]
-    return Score(tuple(found), tuple(tuple(group) for group in groups), tuple(hit))
+    pairs = sorted(
+        (abs(math.log(at / marker.midpoint)), i, j)
+        for i, at in enumerate(midpoints)
+        for j, marker in enumerate(markers)
+        if marker.onset <= at <= marker.end or abs(at - marker.midpoint) <= TOLERANCE * marker.midpoint
+    )
+    found: list[Marker | None] = [None] * len(midpoints)
+    taken: set[int] = set()
+    for _, i, j in pairs:
+        if found[i] is None and j not in taken:
+            found[i] = markers[j]
+            taken.add(j)
+    return Score(tuple(found), len(markers))

@@ -31,9 +31,7 @@ LR = 0.05
 BATCH = 64
 INIT = 0.3
 STEPS = 4000
-ACTIVE = (
-    0.5  # a column of larger norm represents its feature: those of the critical points have 0 or at least 1
-)
+ACTIVE = 0.5  # a column of larger norm represents its feature: those of the critical points have 0 or at least 1
 SEED_SHIFT = 3  # so that seed 0 is one of the runs that show the plateau
 NODES = 32  # midpoints of the intensity in the probe
 NEAR = 0.005  # a run this close to a critical level in loss is at it: SGD's own spread there is about .002
@@ -55,8 +53,7 @@ class TMS(nn.Module):
         super().__init__()
         if W.ndim != 2 or b.shape != W.shape[1:]:
             raise ShapeError(
-                "W, b: expected shapes (hidden, features) and (features,), "
-                f"got {tuple(W.shape)} and {tuple(b.shape)}"
+                f"W, b: expected shapes (hidden, features) and (features,), got {tuple(W.shape)} and {tuple(b.shape)}"
             )
         self.W = nn.Parameter(W)
         self.b = nn.Parameter(b)
@@ -240,9 +237,7 @@ class ToyModelsOfSuperposition:
     """
 
     name = "tms"
-    title = (
-        "Toy models of superposition, n = 6, m = 2: four columns, a plateau (in a quarter of the seeds), five"
-    )
+    title = "Toy models of superposition, n = 6, m = 2: four columns, a plateau (in a quarter of the seeds), five"
     skip = 10  # plain SGD has no warm-up; ten steps keep the first falling of the biases out
 
     def __init__(self, seed: int = 0, steps: int | None = None) -> None:

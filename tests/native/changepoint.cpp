@@ -43,8 +43,7 @@ void staircase() {
 
 void relaxations() {
   for (const double se : {-1.0, 0.0}) {
-    dif::StageDetector power{dif::StageSettings{}}, exponential{dif::StageSettings{}},
-        constant{dif::StageSettings{}};
+    dif::StageDetector power{dif::StageSettings{}}, exponential{dif::StageSettings{}}, constant{dif::StageSettings{}};
     int alarms = 0;
     for (double t = 0; t < 3000; ++t) {
       alarms += power.update(t, 2 / std::sqrt(1 + t / 30), se).has_value();
