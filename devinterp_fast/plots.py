@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, BAND, ACCENT, TRUTH = "#1f2937", "#9ca3af", "#fde68a", "#b91c1c", "#2563eb"
-_LINES = ("#1f2937", "#0f766e", "#b45309", "#7c3aed", "#be185d", "#0369a1", "#4d7c0f", "#a16207", "#475569", "#db2777")
+_LINES = ("#1f2937", "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#17becf")
 
 
 def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:

@@ -51,7 +51,7 @@ class RunFolder:
             _compare(self.path, read_settings(self.path), wanted)
         elif present:
             raise RunFolderError(
-                f"out: expected a run folder or an empty one, got {self.path} with {sorted(present)[0]!r} and no run.json"
+                f"out: expected a run folder or an empty one, got {self.path} with {min(present)!r} and no run.json"
             )
         else:
             self.write_json("run.json", wanted)

@@ -221,7 +221,8 @@ class Monitor:
         for name, detector in self.detectors.items():
             value, error = found.get(name, (math.nan, math.nan))
             hidden = found.get(f"{name}_escaped", (0.0, 0.0))[0]
-            alarm = detector.update(step, math.nan if hidden else value, None if math.isnan(error) else error)
+            given = self.channels[name].noise == "given" and not math.isnan(error)
+            alarm = detector.update(step, math.nan if hidden else value, error if given else None)
             if alarm is not None:
                 alarms[name] = alarm
         self.checkpoints.observed(number, step)
@@ -253,7 +254,7 @@ class Monitor:
         return needed
 
     def _files(self, row: JointStage) -> dict[str, int]:
-        """The steps before, at the alarm and after a transition: the earliest, the first and the latest of its stages."""
+        """The steps before, at the alarm and after a transition: of its stages together."""
         around = [self._around[name, int(stage.alarm)] for name, stage in row.channels.items()]
         files = {"alarm": int(row.alarm)}
         if any("before" in a for a in around):
