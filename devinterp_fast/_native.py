@@ -108,7 +108,7 @@ def sgld_step_(
 ) -> Tensor:
     """One SGLD step of every chain, in place, in one pass over memory.
 
-    d = nbeta g + localization (w - center);  w <- w - (lr / 2) d + sqrt(lr) xi;  energy = sum d^2.
+    d = nbeta g + localization (w - center);  w <- w - (lr / 2) d + sqrt(lr) xi;  energy = sum d . (nbeta g).
 
     Args:
         w: the chains.
@@ -121,7 +121,7 @@ def sgld_step_(
         step: names the noise; the same step draws the same noise.
         first_chain: the number of row 0 in the noise's address.
         mask: False keeps a coordinate as it is, bit for bit.
-        energy: receives sum d^2 over the moved coordinates.
+        energy: receives sum d . (nbeta g) over the moved coordinates.
         noise: without it the step is plain gradient descent at lr / 2.
         threads: of this call; the result does not depend on it.
 

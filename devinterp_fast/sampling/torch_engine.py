@@ -64,7 +64,7 @@ class Trace:
 
     Shape:
         loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains), the mean
-        of |d|^2 over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose loss
+        of d . (nbeta g) over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose loss
         was not finite, or -1.
     """
 
