@@ -88,7 +88,11 @@ def test_datasets_and_loaders_become_the_tensors_behind_them(source):
 
 
 def test_dicts_and_own_collate_functions_are_respected():
-    for data, scale in ((Named(), 1), (DataLoader(Named(), shuffle=True), 1), (DataLoader(Pairs(), collate_fn=halves), 2)):
+    for data, scale in (
+        (Named(), 1),
+        (DataLoader(Named(), shuffle=True), 1),
+        (DataLoader(Pairs(), collate_fn=halves), 2),
+    ):
         whole = as_data(data).all()
         assert torch.equal(whole["x"], X / scale)
         assert torch.equal(whole["y"], Y)
