@@ -58,6 +58,13 @@ def _check_shared_rows(name: str, tensor: Tensor, dtype: torch.dtype, chains: in
     check_rows(name, tensor, dtype, (dim,) if tensor.dim() == 1 else (chains, dim))
 
 
+def _check_apart(name: str, tensor: Tensor) -> None:
+    if tensor.shape[0] > 1 and tensor.stride(0) < tensor.shape[1]:
+        raise ShapeError(
+            f"{name}: expected rows apart in memory, got row stride {tensor.stride(0)} below {tensor.shape[1]} columns"
+        )
+
+
 def normals_(
     out: Tensor, *, seed: int, step: int, first_chain: int = 0, stream: int = UPDATE_NOISE, threads: int = 1
 ) -> Tensor:
@@ -72,6 +79,7 @@ def normals_(
         raise ShapeError(f"out: expected float32 (chains, dim) on cpu, got {describe(out)}")
     chains, dim = out.shape
     check_rows("out", out, torch.float32, (chains, dim))
+    _check_apart("out", out)
     _cpu.normals_f32(out.data_ptr(), chains, dim, out.stride(0), seed & (2**64 - 1), first_chain, step, stream, threads)
     return out
 
@@ -108,7 +116,7 @@ def sgld_step_(
 ) -> Tensor:
     """One SGLD step of every chain, in place, in one pass over memory.
 
-    d = nbeta g + localization (w - center);  w <- w - (lr / 2) d + sqrt(lr) xi;  energy = sum d^2.
+    d = nbeta g + localization (w - center);  w <- w - (lr / 2) d + sqrt(lr) xi;  energy = sum d . (nbeta g).
 
     Args:
         w: the chains.
@@ -121,7 +129,7 @@ def sgld_step_(
         step: names the noise; the same step draws the same noise.
         first_chain: the number of row 0 in the noise's address.
         mask: False keeps a coordinate as it is, bit for bit.
-        energy: receives sum d^2 over the moved coordinates.
+        energy: receives sum d . (nbeta g) over the moved coordinates.
         noise: without it the step is plain gradient descent at lr / 2.
         threads: of this call; the result does not depend on it.
 
@@ -140,6 +148,7 @@ def sgld_step_(
         raise ShapeError(f"w: expected float32 (chains, dim) on cpu, got {describe(w)}")
     chains, dim = w.shape
     check_rows("w", w, torch.float32, (chains, dim))
+    _check_apart("w", w)
     _check_shared_rows("center", center, torch.float32, chains, dim)
     for name, value in (("lr", lr), ("localization", localization), ("nbeta", nbeta), ("energy", energy)):
         if value is not None:
@@ -155,7 +164,7 @@ def sgld_step_(
             raise ShapeError(f"g: expected contiguous float32 ({chains}, ...) on cpu, got {describe(g)}")
         pieces.append((first, size, g.data_ptr(), size))
         first += size
-    if first != dim:
+    if chains > 0 and first != dim:
         raise ShapeError(f"g: expected float32 {(chains, dim)} in all, got {first} columns")
     _cpu.sgld_step_f32(
         w.data_ptr(), w.stride(0), center.data_ptr(), _row_stride(center),

@@ -71,7 +71,7 @@ def sgld_step(
     xi: Tensor,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """SGLD: returns w - (lr / 2) d + sqrt(lr) xi with d = nbeta g + localization (w - center), and sum d^2.
+    """SGLD: returns w - (lr / 2) d + sqrt(lr) xi, d = nbeta g + localization (w - center); and sum d . (nbeta g).
 
     Where ``mask`` is False, w stays and d counts as zero.
 
@@ -80,8 +80,9 @@ def sgld_step(
         lr, localization, nbeta: (chains). The second result is float64 (chains).
     """
     lr, localization, nbeta = (x.to(w.dtype)[:, None] for x in (lr, localization, nbeta))
-    d = nbeta * g + localization * (w - center)
+    force = nbeta * g
+    d = force + localization * (w - center)
     moved = w - lr / 2 * d + lr.sqrt() * xi
     if mask is not None:
-        moved, d = torch.where(mask, moved, w), torch.where(mask, d, 0)
-    return moved, d.double().square().sum(1)
+        moved, d, force = torch.where(mask, moved, w), torch.where(mask, d, 0), torch.where(mask, force, 0)
+    return moved, (d.double() * force.double()).sum(1)

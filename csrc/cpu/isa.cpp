@@ -113,17 +113,18 @@ DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const u
   F z[registers];
   if (noise) tile_normals(t, at, key, z);
   for (int i = 0; i < registers; ++i) {
-    F drift;
+    F drift, force;
     const F old = L::load(w + i * L::width);
-    F next = sgld<L>(old, L::load(g + i * L::width), L::load(center + i * L::width), k, drift);
+    F next = sgld<L>(old, L::load(g + i * L::width), L::load(center + i * L::width), k, drift, force);
     if (noise) next = L::fma(L::set(k.noise), z[i], next);
     if (masked) {
       const auto moves = L::load_mask(mask + i * L::width);
       next = L::select(moves, next, old);
       drift = L::select(moves, drift, L::set(0.0f));
+      force = L::select(moves, force, L::set(0.0f));
     }
     L::store(w + i * L::width, next);
-    sum[i % sums] = L::fma(drift, drift, sum[i % sums]);
+    sum[i % sums] = L::fma(drift, force, sum[i % sums]);
   }
 }
 

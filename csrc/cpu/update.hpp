@@ -29,7 +29,7 @@ struct SgldSettings {
   bool noise;
 };
 
-// Tensors must not overlap. `energy` (chains) receives sum d^2, or is null. The result does not depend on
+// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), or is null. The result does not depend on
 // `threads`.
 void sgld_step(const SgldBlock&, const SgldTensor* tensors, int64_t tensor_count, const SgldSettings&, double* energy,
                int threads);

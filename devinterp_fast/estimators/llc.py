@@ -165,7 +165,7 @@ def estimate_llc(
     engine = TorchEngine(private_copy(model), objective, samples, where, center, baseline, moves, settings)
     with ProgressBar("LLC", settings.steps * settings.chains, show=progress) as bar:
         trace = engine.run(bar.update)
-    return _result(trace, settings, engine.name, lr == "auto", time.perf_counter() - began)
+    return _result(trace, settings, engine.name, isinstance(lr, str), time.perf_counter() - began)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -6,15 +6,16 @@ chains do, and no batch depends on how many chains or threads there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler, default_collate
 
 from devinterp_fast import _native
+from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import DataError, DeviceError
 
 Batches = Literal["independent", "shared", "full"]
@@ -50,7 +51,8 @@ class Data:
 def as_data(data: object) -> Data:
     """Brings a tuple of tensors, a tensor, a dict, a Dataset or a DataLoader into memory as tensors.
 
-    A Dataset or DataLoader is read through once, in order, and kept: random augmentations are drawn once.
+    A Dataset or DataLoader is read through once, in order, and kept: random augmentations are drawn once. A loader's
+    ``sampler`` chooses the samples; a custom ``batch_sampler`` is not asked.
 
     Raises:
         DataError: it is empty, ragged, not finite, or holds something else than tensors.
@@ -71,22 +73,35 @@ def as_data(data: object) -> Data:
 
 
 def _read(source: DataLoader[Any] | Dataset[Any]) -> object:
-    """Collates a dataset once, in order; a loader's own collate function is respected."""
-    collate: Callable[[list[Any]], Any] = default_collate
-    if isinstance(source, DataLoader):
-        if source.collate_fn is not None:
-            collate = source.collate_fn
-        dataset = source.dataset
-    else:
-        dataset = source
+    """Collates a dataset once, in order; a loader's own collate function and subset of samples are respected."""
+    loader = source if isinstance(source, DataLoader) else None
+    dataset: Any = source.dataset if isinstance(source, DataLoader) else source
+    collate: Callable[[Any], Any] = (
+        default_collate if loader is None or loader.collate_fn is None else loader.collate_fn
+    )
     try:
-        if isinstance(dataset, IterableDataset):
-            items = list(dataset)
-        else:
-            items = [dataset[i] for i in range(len(cast(Sized, dataset)))]
-        parts = [collate(items[i : i + _COLLATE]) for i in range(0, len(items), _COLLATE)]
-    except (TypeError, NotImplementedError) as error:
+        with kept_random_state():
+            if isinstance(dataset, IterableDataset):
+                items = list(dataset)
+            else:
+                items = [dataset[i] for i in _indices(loader, dataset)]
+            if loader is not None and loader.batch_size is None and loader.batch_sampler is None:
+                parts = [collate(item) for item in items]  # the dataset makes batches itself
+            else:
+                parts = [collate(items[i : i + _COLLATE]) for i in range(0, len(items), _COLLATE)]
+            return _joined(parts)
+    except (TypeError, RuntimeError) as error:
         raise DataError(f"data: expected samples that collate into tensors, got {error}") from error
+
+
+def _indices(loader: DataLoader[Any] | None, dataset: Sized) -> Iterable[Any]:
+    """Which samples a loader visits. Shuffling is undone, a sampler that chooses (a split, weights) is asked once."""
+    if loader is None or isinstance(loader.sampler, SequentialSampler | RandomSampler):
+        return range(len(dataset))
+    return list(loader.sampler)
+
+
+def _joined(parts: list[Any]) -> object:
     if not parts:
         raise DataError("data: expected at least one sample, got an empty dataset")
     first = parts[0]
@@ -94,7 +109,9 @@ def _read(source: DataLoader[Any] | Dataset[Any]) -> object:
         return torch.cat(parts)
     if isinstance(first, Mapping):
         return {key: torch.cat([part[key] for part in parts]) for key in first}
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    if isinstance(first, tuple | list):
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    raise TypeError(f"a batch of type {type(first).__name__}")
 
 
 def _checked(tensors: dict[Any, Any], rebuild: Callable[[dict[Any, Tensor]], Batch]) -> Data:

@@ -54,6 +54,9 @@ def step_size(
         nbeta: inverse temperature times sample count.
         localization: pull to the center.
         seed: of the directions.
+
+    Raises:
+        ValueError: there is no curvature, and no localization.
     """
     batch = data.select(slice(0, min(data.n, _SAMPLES)))
     moves = torch.ones(where.dim, dtype=torch.bool) if mask is None else mask
@@ -89,6 +92,9 @@ def step_size(
 
     stiffness = nbeta * curvature(center, 0) + localization
     for point in range(1, _POINTS + 1):
-        at = center + direction(_POINTS + point) / math.sqrt(stiffness)
+        # Without curvature or localization the width is unknown: no farther than the default localization allows.
+        at = center + direction(_POINTS + point) / math.sqrt(max(stiffness, LOCALIZATION))
         stiffness = max(stiffness, nbeta * curvature(at, point) + localization)
+    if stiffness == 0.0:
+        raise ValueError("lr: expected a number where neither curvature nor localization sets the step, got 'auto'")
     return STEP / stiffness

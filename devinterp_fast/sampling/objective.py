@@ -24,6 +24,7 @@ LossFn = Callable[..., Tensor]
 
 _MODEL_NAMES = {"model", "net", "network", "module"}
 _CHUNK = 2048
+_SPREAD = 64
 
 
 def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -145,14 +146,19 @@ class Objective:
         return value if torch.allclose(value.mean(), mean, rtol=1e-4, atol=1e-7) else None
 
     def _check(self, model: nn.Module, data: Data) -> None:
-        count = min(data.n, 64)
-        batch = data.select(slice(0, count))
+        if not self.with_model and getattr(self.loss_fn, "reduction", None) == "sum":
+            raise LossError("loss_fn: expected reduction 'mean' or per-sample losses, got reduction 'sum'")
+        # Spread over the data, which may be sorted: one class alone would not tell a weighted mean from a mean.
+        count = min(data.n, _SPREAD)
+        batch = data.select(torch.arange(count) * data.n // count)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        with torch.no_grad():
-            value, again = self.raw(model, batch), self.raw(model, batch)
-        changed = [n for n, b in model.named_buffers() if not torch.equal(b, before[n])]
-        for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+        try:
+            with torch.no_grad():
+                value, again = self.raw(model, batch), self.raw(model, batch)
+        finally:
+            changed = [n for n, b in model.named_buffers() if not torch.equal(b, before[n])]
+            for name in changed:
+                model.get_buffer(name).copy_(before[name])
         if changed:
             raise ModelError(
                 f"model: expected a forward that leaves its buffers alone, got a new {changed[0]!r} "

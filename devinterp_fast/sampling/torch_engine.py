@@ -1,8 +1,8 @@
 """The engine for any ``nn.Module``: gradients by autograd, the update by the fused kernel.
 
 Chains run one at a time, each to its end, unless the model is tiny: then all chains take a step together under
-``vmap``. Which of the two is a function of the model's and the batch's size alone, never of a clock or of the
-number of chains.
+``vmap``, if it knows the model's operations. Which of the two is a function of the model and the batch's size alone,
+never of a clock or of the number of chains.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from devinterp_fast import _cpu, _native, _reference
 from devinterp_fast._flat import Layout
+from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, draw
 from devinterp_fast.sampling.objective import MeanLoss, Objective
@@ -64,8 +65,8 @@ class Trace:
 
     Shape:
         loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains), the mean
-        of |d|^2 over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose loss
-        was not finite, or -1.
+        of d . (nbeta g) over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose
+        loss was not finite, or -1.
     """
 
     loss: Floats
@@ -77,12 +78,12 @@ class Trace:
 
 @contextmanager
 def undisturbed(parameters: int, batch: int) -> Iterator[None]:
-    """Runs without touching the caller's random state or thread count."""
+    """Runs without touching the caller's random state or thread count, with gradients even under ``no_grad``."""
     threads = torch.get_num_threads()
     if parameters * batch < POOL_LIMIT:
         torch.set_num_threads(1)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with kept_random_state(), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.set_num_threads(threads)
@@ -157,13 +158,22 @@ class TorchEngine:
         )
         trace.last[:] = self.center
         with undisturbed(self.where.dim, s.batch_size):
-            if self.together:
+            if self.together and self._vmap_knows(trace.last[:1]):
                 self._walk(trace, 0, s.chains, self._gradients_together(trace.last), progress)
             else:
                 for c in range(s.chains):
                     self._walk(trace, c, c + 1, self._gradients_alone(trace.last[c]), progress)
         trace.energy /= max(s.steps - s.burn_in, 1)
         return trace
+
+    def _vmap_knows(self, row: Tensor) -> bool:
+        """Whether vmap can take this model's gradient; one chain tells, so the answer is the same for any number."""
+        s = self.settings
+        try:
+            self._gradients_together(row)(draw(s.batches, 0, 1, s.batch_size, self.data.n, seed=s.seed, step=0))
+        except RuntimeError:  # control flow on values, .item(), an operation without a batching rule
+            return False
+        return True
 
     def _walk(
         self,
