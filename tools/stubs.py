@@ -20,12 +20,12 @@ def generate(folder):
     """Returns the stub's text as pybind11-stubgen and ruff make it."""
     run("pybind11_stubgen", "devinterp_fast._cpu", "--output-dir", folder, "--exit-code")
     (made,) = Path(folder).rglob("_cpu.pyi")
-    # under the real stub's name, which the per-file settings know
-    settings = ["--config", str(ROOT / "pyproject.toml"), "--stdin-filename", str(STUB)]
     text = made.read_text()
-    for command in (["check", "--fix-only", "--select", "F401,I,D2,D4", "--ignore", "D203,D213"], ["format"]):
+    # our own settings leave the generated file alone; --isolated shapes it all the same
+    style = ["--isolated", "--line-length", "120", "--stdin-filename", "_cpu.pyi"]
+    for command in (["check", "--fix-only", "--select", "D200,D212,D403,I"], ["format"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, *settings, "-"],
+            [sys.executable, "-m", "ruff", *command, *style, "-"],
             input=text, capture_output=True, text=True, check=True,
         )  # fmt: skip
         text = done.stdout
@@ -37,5 +37,6 @@ with tempfile.TemporaryDirectory() as folder:
 if "--check" not in sys.argv[1:]:
     STUB.write_text(fresh)
 elif fresh != STUB.read_text():
-    difference = difflib.unified_diff(STUB.read_text().splitlines(), fresh.splitlines(), "committed", "fresh", lineterm="")
-    sys.exit("\n".join(difference) + "\n_cpu.pyi: expected the stub of the compiled module, got another: run `make stubs`")
+    old, new = STUB.read_text().splitlines(), fresh.splitlines()
+    print("\n".join(difflib.unified_diff(old, new, "committed", "fresh", lineterm="")))
+    sys.exit("_cpu.pyi: expected the stub of the compiled module, got another: run `make stubs`")

@@ -36,7 +36,7 @@ std::vector<float> walk(int64_t size, int threads, std::vector<double>& energy) 
   std::vector<float> w(static_cast<size_t>(chains * dim), 1.0f);
   const std::vector<float> center(static_cast<size_t>(dim), 0.5f);
   std::vector<uint8_t> mask(static_cast<size_t>(dim), 1);
-  mask.back() = 0;
+  mask[static_cast<size_t>(size)] = 0;
   const std::vector<float> first(static_cast<size_t>(chains), 0.25f);
   const std::vector<float> rest(static_cast<size_t>(chains * size), -0.125f);
   const std::vector<double> lr = {1e-3, 1e-2, 1e-1}, localization = {0, 1, 2}, nbeta = {1, 10, 100};
