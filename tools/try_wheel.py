@@ -20,8 +20,12 @@ import devinterp_fast as dif
 assert not any(map(shutil.which, ("cc", "c++", "gcc", "g++", "clang", "cmake"))), "a compiler is on PATH"
 assert dif.__file__.startswith(sys.prefix), dif.__file__
 x = torch.linspace(-1, 1, 64)[:, None]
-llc = dif.estimate_llc(torch.nn.Linear(1, 1), torch.nn.MSELoss(), (x, 2 * x), chains=2, draws=50, progress=False)
-assert llc.trace.sizes == {"chain": 2, "draw": 50}
+model = torch.nn.Linear(1, 1)
+with torch.no_grad():
+    model.weight.fill_(2.0)
+    model.bias.fill_(0.0)
+llc = dif.estimate_llc(model, torch.nn.MSELoss(), (x, 2 * x), chains=2, draws=50, progress=False)
+assert llc.trace.sizes == {"chain": 2, "draw": 50} and llc.verdict == "local minimum", llc
 print(llc)
 """
 
