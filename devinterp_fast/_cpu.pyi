@@ -5,7 +5,12 @@ from __future__ import annotations
 import collections.abc
 import typing
 
+import numpy
+import numpy.typing
+
 __all__: list[str] = [
+    "Focus",
+    "StageDetector",
     "batch_indices_i64",
     "compiler",
     "isa",
@@ -15,6 +20,72 @@ __all__: list[str] = [
     "use_isa",
     "words_u32",
 ]
+
+class StageDetector:
+    def __init__(
+        self,
+        loss: bool,
+        delta: typing.SupportsFloat | typing.SupportsIndex,
+        z: typing.SupportsFloat | typing.SupportsIndex,
+        z_given: typing.SupportsFloat | typing.SupportsIndex,
+        kappa: typing.SupportsFloat | typing.SupportsIndex,
+        size: typing.SupportsFloat | typing.SupportsIndex,
+        skip: typing.SupportsFloat | typing.SupportsIndex,
+        eps: typing.SupportsFloat | typing.SupportsIndex,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def extend(
+        self,
+        step: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        value: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        se: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> list:
+        """Alarms of whole arrays (n,); se may be empty."""
+    def observations(
+        self,
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]
+    ]: ...
+    def rows(self) -> list: ...
+    def update(
+        self,
+        step: typing.SupportsFloat | typing.SupportsIndex,
+        value: typing.SupportsFloat | typing.SupportsIndex,
+        se: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> typing.Any:
+        """(step, onset, excess, block, direction) or None."""
+    @property
+    def open_alarm(self) -> float: ...
+
+class Focus:
+    def __init__(self) -> None: ...
+    def load(self, arg0: tuple, arg1: tuple, arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> None: ...
+    def restart(self) -> None: ...
+    def run(
+        self,
+        y: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        threshold: typing.SupportsFloat | typing.SupportsIndex,
+        alarm: bool,
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.float64],
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.int8],
+        list[int],
+    ]:
+        """(statistic, changepoint, direction) after each of y (n,), and the alarms; weight (n,) or empty; alarm: start anew with the first value."""
+    def state(self) -> tuple[tuple, tuple, numpy.typing.NDArray[numpy.float64]]: ...
+    def update(
+        self, y: typing.SupportsFloat | typing.SupportsIndex, weight: typing.SupportsFloat | typing.SupportsIndex
+    ) -> float: ...
+    @property
+    def changepoint(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def direction(self) -> int: ...
+    @property
+    def statistic(self) -> float: ...
 
 def batch_indices_i64(
     out: typing.SupportsInt | typing.SupportsIndex,

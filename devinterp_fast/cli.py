@@ -30,8 +30,9 @@ def watch(name: str, steps: int | None, seed: int, out: Path | None) -> None:
     The same command on the same folder resumes an interrupted run; on a finished one it prints the table again.
     """
     from devinterp_fast import watch as room
+    from devinterp_fast.transitions import systems
 
-    known = room.systems()
+    known = systems()
     if name not in known:
         raise ValueError(f"NAME: expected one of {sorted(known)}, got {name!r}")
     folder = out or Path("runs") / f"{name}-{seed}"
