@@ -8,13 +8,12 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from devinterp_fast import __version__
 from devinterp_fast.errors import MissingExtraError, RunFolderError
 from devinterp_fast.progress import ProgressBar
 
 
 @click.group()
-@click.version_option(__version__, prog_name="devinterp-fast")
+@click.version_option(package_name="devinterp-fast", prog_name="devinterp-fast")
 def cli() -> None:
     """Learning coefficients, and the transitions of a training run while they happen."""
 

@@ -12,6 +12,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from devinterp_fast import _cpu
 from devinterp_fast.errors import MissingExtraError, RunFolderError
 
 FORMAT = 1
@@ -149,10 +151,8 @@ def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) ->
 
 def environment() -> dict[str, Any]:
     """What the run ran on: kept apart from its results, which do not depend on it."""
-    from devinterp_fast import __version__, _cpu
-
     return {
-        "devinterp_fast": __version__,
+        "devinterp_fast": version("devinterp-fast"),
         "isa": _cpu.isa(),
         "machine": platform.machine(),
         "numpy": np.__version__,

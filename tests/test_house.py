@@ -21,12 +21,13 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu"},
+    {"errors", "progress", "_cpu", "_random"},
     {"_native", "_reference"},
     {"_ops", "_flat", "_program"},
     {"sampling", "distributed"},
     {"estimators", "curvature", "changepoint"},
     {"transitions", "monitor", "report", "store", "plots"},
+    {"watch"},
     {"cli", "compat", "__main__"},
     {"__init__"},
 )
