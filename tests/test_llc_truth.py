@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import Quadratic, quadratic_loss
 from scipy import integrate, stats
+from scipy.linalg import hadamard
 from torch import nn
 
 import devinterp_fast as dif
@@ -72,9 +73,7 @@ class Truth:
 
 
 def signs(dim, v, n=64):
-    """Samples (n, dim) of mean exactly 0 and variance exactly v, coordinates uncorrelated: columns of a Hadamard matrix."""
-    from scipy.linalg import hadamard
-
+    """Samples (n, dim) of mean exactly 0, variance exactly v and no correlation: columns of a Hadamard matrix."""
     return torch.from_numpy(hadamard(n)[:, 1 : dim + 1] * math.sqrt(v)).float()
 
 

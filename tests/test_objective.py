@@ -140,7 +140,7 @@ def test_the_model_is_left_as_it_was(loss_fn):
 
 def test_buffers_are_restored_even_when_the_loss_raises():
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).train()
-    with pytest.raises(RuntimeError):  # noqa: PT012 (torch's own words)
+    with pytest.raises(RuntimeError):
         Objective(nn.NLLLoss(), model, as_data((X, TARGET)))
     assert not model[1].running_mean.any()
     assert model[1].num_batches_tracked == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from conftest import SIZES
@@ -48,7 +50,7 @@ def test_native_is_within_rounding_of_the_reference(dim, noise, isa):
     args = w, g, center, lr, localization, nbeta = problem(3, dim)
     got, energy = step(w, [g], *args[2:], noise=noise)
     want, want_energy = reference(*args, torch.float64, noise=noise)
-    plain, plain_energy = reference(*args, torch.float32, noise=noise)
+    plain, _ = reference(*args, torch.float32, noise=noise)
     # Roundings on the way of each term: nbeta g: 4 (nbeta, product, fma, lr / 2); localization (w - center): 4;
     # noise: 1 (sqrt(lr)); then one of w before and one after the noise. 1.001 covers their products.
     xi = _native.normals_(torch.empty(3, dim), seed=9, step=4).double() * noise
@@ -102,7 +104,7 @@ def test_gradients_in_pieces_equal_one_flat_gradient(cuts, masked, isa):
     mask = torch.arange(dim) % 7 != 0 if masked else None
     want, energy = step(w, [g], *rest, mask=mask)
     edges = [0, *cuts, dim]
-    pieces = [g[:, a:b].contiguous() for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    pieces = [g[:, a:b].contiguous() for a, b in pairwise(edges)]
     got, other = step(w, pieces, *rest, mask=mask)
     assert torch.equal(got, want)
     # The energy sums the same terms in another order: below n roundings of their sizes, n as in the bound above.

@@ -19,7 +19,7 @@ from devinterp_fast.errors import LossError, NumericalError
 from devinterp_fast.progress import ProgressBar
 from devinterp_fast.sampling import defaults
 from devinterp_fast.sampling.batches import as_data, check_batches
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose
+from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.torch_engine import Settings, TorchEngine, Trace, private_copy, undisturbed
 
@@ -45,7 +45,8 @@ class LLC:
         ess: effective number of draws.
         step_bias: by how much the step size raises ``value``, to first order; already taken off if ``lr="auto"``.
         warnings: what casts doubt, one sentence each. They never alter the value.
-        verdict: "local minimum", or why not.
+        verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
+            negative within its error, or has no error.
         per_chain: the value of each chain, NaN for a diverged one. Shape: (chains,).
         diverged: {chain: first step whose loss was not finite}.
         settings: what was used, "auto" resolved.
@@ -262,7 +263,8 @@ def _result(trace: Trace, settings: Settings, engine: str, unbias: bool, seconds
     doubt = diagnose(scaled[healthy])
     value = float(per_chain[healthy].mean())
     step_bias = float(biases[healthy].mean())
-    verdict, warnings = _doubts(value, float(scaled[healthy].mean()), step_bias, unbias, doubt, diverged, settings)
+    plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
+    verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
     dims = ("chain", "draw")
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
@@ -284,6 +286,7 @@ def _result(trace: Trace, settings: Settings, engine: str, unbias: bool, seconds
 def _doubts(
     value: float,
     plain: float,
+    all_fall: bool,
     step_bias: float,
     unbias: bool,
     doubt: Diagnostics,
@@ -294,15 +297,22 @@ def _doubts(
     warnings = []
     below = plain / doubt.mcse if doubt.mcse > 0 else 0.0
     falling = plain < 0 and doubt.drift < -_DOUBT
-    escaped = below < -_DOUBT or falling
+    escaped = below < -_DOUBT or falling or all_fall
     if escaped:
         how = (
             f"the chains' mean loss lies {-below:.0f} standard errors below the loss at the model's weights"
             if below < -_DOUBT
             else f"the chains' loss is still falling ({-doubt.drift:.0f} standard errors from first to second half)"
+            if falling
+            else "every chain's loss lies below the loss at the model's weights and is still falling"
         )
         warnings.append(
             f"not a local minimum at this temperature: {how}; train further, or raise localization or nbeta"
+        )
+    elif below < 0:
+        warnings.append(
+            f"the value is negative, by {-below:.1f} standard errors: too few to tell a minimum from a saddle; "
+            "take more draws or chains"
         )
     for chain, step in diverged.items():
         warnings.append(f"chain {chain} diverged at step {step} and is left out; lower lr ({settings.lr[chain]:.3g})")
@@ -310,7 +320,7 @@ def _doubts(
         warnings.append(f"no standard error: it takes at least 4 draws, got {settings.draws}")
     if doubt.rhat > _RHAT:
         warnings.append(f"the chains disagree (R-hat {doubt.rhat:.2f}); take more draws or a longer burn_in")
-    if abs(doubt.drift) > _DOUBT and not falling:
+    if abs(doubt.drift) > _DOUBT and not escaped:
         warnings.append(
             f"the loss is still drifting {'up' if doubt.drift > 0 else 'down'} "
             f"({abs(doubt.drift):.0f} standard errors from first to second half); take a longer burn_in"
@@ -320,4 +330,6 @@ def _doubts(
         warnings.append(f"the step is large: a bias of about {step_bias:.2g} {done}; lower lr")
     if settings.batches == "shared" and settings.chains > 1:
         warnings.append("chains share their minibatches: they are correlated, and mcse and rhat look too good")
-    return ("not a local minimum at this temperature" if escaped else "local minimum"), tuple(warnings)
+    if escaped:
+        return "not a local minimum at this temperature", tuple(warnings)
+    return ("undecided" if below < 0 or math.isnan(doubt.mcse) else "local minimum"), tuple(warnings)

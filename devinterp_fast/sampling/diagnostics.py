@@ -18,6 +18,7 @@ Floats = npt.NDArray[np.float64]
 
 _BLOCKS = 1000
 _LEAST_DRAWS = 4
+_CHANCE = 6.4e-5  # of 4 standard errors, both sides
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,20 @@ def _drift(means: Floats) -> float:
         _number(array_stats.mcse, first, method="mean"), _number(array_stats.mcse, second, method="mean")
     )
     return float((second.mean() - first.mean()) / error) if error > 0 else 0.0
+
+
+def every_chain_falls(draws: Floats) -> bool:
+    """Whether every chain lies below zero and falls from its first to its second half.
+
+    A sign test, since chains that run down a slope have errors as large as their fall. Chains around a minimum are
+    below zero, or fall, by chance half the time at most: 4^-chains together. Asked for is 4 standard errors, 6e-5,
+    so below 7 chains the answer is no.
+
+    Shape:
+        draws: (chains, draws), finite.
+    """
+    chains, count = draws.shape
+    if 4.0**-chains > _CHANCE or count < 2 * _LEAST_DRAWS:
+        return False
+    first, second = draws[:, : count // 2].mean(1), draws[:, -(count // 2) :].mean(1)
+    return bool(((draws.mean(1) < 0) & (second < first)).all())

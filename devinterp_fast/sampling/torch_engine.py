@@ -96,7 +96,8 @@ def private_copy(model: nn.Module) -> nn.Module:
         ModelError: the model cannot be copied.
     """
     try:
-        return copy.deepcopy(model)
+        with torch.inference_mode(False):
+            return copy.deepcopy(model)
     except (RuntimeError, TypeError, AttributeError, copy.Error) as error:
         raise ModelError(f"model: expected a module that copy.deepcopy can copy, got {error}") from error
 
@@ -149,15 +150,15 @@ class TorchEngine:
             progress: called with (updates done, a note with the estimate so far) now and then.
         """
         s = self.settings
-        trace = Trace(
-            loss=np.full((s.chains, s.draws), np.nan),
-            baseline=np.full((s.chains, s.draws), np.nan),
-            energy=np.zeros(s.chains),
-            last=self.where.block(s.chains),
-            diverged=np.full(s.chains, -1),
-        )
-        trace.last[:] = self.center
         with undisturbed(self.where.dim, s.batch_size):
+            trace = Trace(
+                loss=np.full((s.chains, s.draws), np.nan),
+                baseline=np.full((s.chains, s.draws), np.nan),
+                energy=np.zeros(s.chains),
+                last=self.where.block(s.chains),
+                diverged=np.full(s.chains, -1),
+            )
+            trace.last[:] = self.center
             if self.together and self._vmap_knows(trace.last[:1]):
                 self._walk(trace, 0, s.chains, self._gradients_together(trace.last), progress)
             else:
