@@ -88,3 +88,39 @@ def test_llc_per_chain_and_draw(benchmark, make):
     benchmark.extra_info.update(row)
     record("llc", {w.name: row})
     assert of["devinterp 1.3.2"] >= BARS[w.name]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_llc_against_a_known_value(benchmark):
+    """Linear regression with d = 8: the exact posterior value at this localization, both packages at their defaults.
+
+    Both see minibatches of 100 at the same step; ours also runs with nothing set. The exact value is
+    sum_i nbeta h_i / (2 (nbeta h_i + localization)), h the eigenvalues of the loss's Hessian 2 X'X / n.
+    """
+    torch.set_num_threads(1)
+    w = workloads.regression()
+    benchmark.group = "LLC of linear regression, d = 8"
+    h = torch.linalg.eigvalsh(2 * w.x.double().T @ w.x.double() / len(w.x))
+    loader = DataLoader(TensorDataset(w.x, w.y), batch_size=w.batch, shuffle=True)
+    with torch.no_grad():
+        init_loss = float(w.loss(w.model(w.x), w.y))
+
+    def exact(nbeta, localization):
+        return float((nbeta * h / (2 * (nbeta * h + localization))).sum())
+
+    mine = ours(w, w.check_draws)
+    other = theirs(w, loader, init_loss, w.check_draws)
+    auto = benchmark.pedantic(
+        lambda: dif.estimate_llc(w.model, w.loss, (w.x, w.y), draws=4000, progress=False), rounds=1
+    )
+    same = exact(w.settings["nbeta"], w.settings["localization"])
+    free = exact(auto.settings["nbeta"][0], auto.settings["localization"][0])
+    row = {
+        "devinterp_fast": {"llc": mine.value, "mcse": mine.mcse, "step bias": mine.step_bias, "exact": same},
+        "devinterp_fast, nothing set": {"llc": auto.value, "mcse": auto.mcse, "exact": free},
+        "devinterp 1.3.2": {"llc": float(other["llc/mean"]), "std over chains": float(other["llc/std"]), "exact": same},
+    }
+    benchmark.extra_info.update(row)
+    record("llc", {"regression": row})
+    assert abs(auto.value - free) < 4 * auto.mcse
+    assert abs(mine.value - mine.step_bias - same) < 4 * mine.mcse

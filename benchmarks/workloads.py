@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -76,3 +77,15 @@ def w5() -> Workload:
     return Workload(
         "W5", mlp(784, 2048, 2048, 2048, 10), nn.CrossEntropyLoss(), x, y, 8, settings, draws=5, check_draws=5
     )
+
+
+def regression() -> Workload:
+    """Linear regression with d = 8 at its least-squares solution: the learning coefficient is d / 2 = 4."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 8, generator=g)
+    y = x @ torch.randn(8, 1, generator=g) + torch.randn(1000, 1, generator=g)
+    model = nn.Linear(8, 1, bias=False)
+    model.weight.data = torch.linalg.lstsq(x, y).solution.T.contiguous()
+    # The published test settings of the established package for half the squared error; nbeta = n / ln n / 2 here.
+    settings = {"lr": 4e-4, "localization": 1.0, "nbeta": 1000 / math.log(1000) / 2}
+    return Workload("regression", model, nn.MSELoss(), x, y, 100, settings, draws=200, check_draws=4000)

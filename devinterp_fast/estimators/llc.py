@@ -32,6 +32,7 @@ BACKENDS = ("auto", "torch")
 _DOUBT = 4.0  # standard errors
 _RHAT = 1.05
 _BIAS = 0.1  # of the value
+_BIAS_TAKEN_OFF = 0.25  # what is left of it is of second order: its square over the value
 
 
 @dataclass(frozen=True)
@@ -325,7 +326,7 @@ def _doubts(
             f"the loss is still drifting {'up' if doubt.drift > 0 else 'down'} "
             f"({abs(doubt.drift):.0f} standard errors from first to second half); take a longer burn_in"
         )
-    if abs(step_bias) > _BIAS * max(abs(value), 4 * doubt.mcse if doubt.mcse > 0 else 0.0):
+    if abs(step_bias) > (_BIAS_TAKEN_OFF if unbias else _BIAS) * max(abs(value), 4 * doubt.mcse if doubt.mcse > 0 else 0.0):
         done = "was taken off" if unbias else "is in the value"
         warnings.append(f"the step is large: a bias of about {step_bias:.2g} {done}; lower lr")
     if settings.batches == "shared" and settings.chains > 1:
