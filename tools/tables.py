@@ -57,7 +57,17 @@ def update():
     return lines
 
 
-TABLES = {"llc": llc, "update": update}
+def demo():
+    """The transitions of the run whose figure stands above."""
+    found = read("digits")
+    lines = ["| onset | midpoint | end | known at | seen in | ground truth |", "|---|---|---|---|---|---|"]
+    for row in found["transitions"]:
+        numbers = " | ".join(f"{row[key]:.0f}" for key in ("onset", "midpoint", "end", "alarm"))
+        lines.append(f"| {numbers} | {', '.join(sorted(row['observables']))} | {row['marker'] or '-'} |")
+    return [*lines, "", found["verdict"]]
+
+
+TABLES = {"demo": demo, "llc": llc, "update": update}
 
 
 def draw(text):
