@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+void bind_engine(pybind11::module_&);
 void bind_info(pybind11::module_&);
 void bind_noise(pybind11::module_&);
 void bind_update(pybind11::module_&);

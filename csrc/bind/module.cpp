@@ -2,6 +2,7 @@
 
 PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
   m.doc() = "Native code of devinterp_fast. Use it through devinterp_fast._native, which checks what is passed.";
+  bind_engine(m);
   bind_info(m);
   bind_noise(m);
   bind_update(m);
