@@ -192,6 +192,10 @@ class _Recorder(TorchDispatchMode):
             self.dim += p.numel()
         self.total = self.dim
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the wrapper it asks for imports the compiler, which costs more than everything else here
+
     # ---- following tensors
     def follow(self, tensor: Tensor, name: str) -> None:
         self.keep.append(tensor)

@@ -31,7 +31,7 @@ dif::Data<T> data_of(const DataTuple& d) {
           std::get<8>(d)};
 }
 
-// An operation is 14 integers in the order of ProgramOp, and its factor.
+// An operation is 13 integers in the order of ProgramOp, and its factor.
 std::unique_ptr<CompiledProgram> make(const std::vector<std::array<int32_t, 4>>& values,
                                       const std::vector<std::pair<std::array<int64_t, 13>, double>>& ops,
                                       std::vector<int32_t> maps,
@@ -51,16 +51,16 @@ std::unique_ptr<CompiledProgram> make(const std::vector<std::array<int32_t, 4>>&
 }
 
 template <class T>
-void pass(dif::Pass<T> run, const CompiledProgram& program, uintptr_t w, const DataTuple& data,
-          uintptr_t index, int64_t count, uintptr_t g, uintptr_t losses) {
+void pass(dif::Pass<T> run, const dif::Plan& plan, uintptr_t w, const DataTuple& data, uintptr_t index,
+          int64_t count, uintptr_t g, uintptr_t losses) {
   const py::gil_scoped_release unlocked;
   dif::Batch<T> batch = data_of<T>(data).rows;
   batch.index = reinterpret_cast<const int32_t*>(index);
   batch.count = count;
-  std::vector<T> scratch(static_cast<size_t>(program.plan().scratch + 16));
+  std::vector<T> scratch(static_cast<size_t>(plan.scratch + 16));
   // Rows start on cache lines, as the plan lays them out.
   auto* s = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-  run(program.plan(), reinterpret_cast<const T*>(w), batch, reinterpret_cast<T*>(g), s,
+  run(plan, reinterpret_cast<const T*>(w), batch, reinterpret_cast<T*>(g), s,
       reinterpret_cast<double*>(losses));
 }
 
@@ -70,21 +70,32 @@ void bind_engine(py::module_& m) {
   py::class_<CompiledProgram>(m, "Program", "A model as a list of operations, laid out in memory.")
       .def(py::init(&make), py::arg("values"), py::arg("ops"), py::arg("maps"), py::arg("loss"),
            py::arg("dim"), py::arg("total"))
-      .def_property_readonly(
-          "scratch", [](const CompiledProgram& p) { return p.plan().scratch; }, "Floats a thread needs.")
+      .def(
+          "layout",
+          [](const CompiledProgram& p, int32_t mode) { return static_cast<int32_t>(p.layout(mode)); },
+          py::arg("mode"), "0 matrix, 1 samples in the lanes, 2 chains in the lanes.")
+      .def(
+          "scratch",
+          [](const CompiledProgram& p, int32_t layout) {
+            return p.plan(static_cast<dif::Layout>(layout)).scratch;
+          },
+          py::arg("layout"), "Floats that a thread needs beside a chain's own vectors.")
       .def(
           "pass_f32",
-          [](const CompiledProgram& p, uintptr_t w, const DataTuple& data, uintptr_t index, int64_t count,
-             uintptr_t g, uintptr_t losses) {
-            pass<float>(dif::engine_kernels().matrix, p, w, data, index, count, g, losses);
+          [](const CompiledProgram& p, int32_t layout, uintptr_t w, const DataTuple& data, uintptr_t index,
+             int64_t count, uintptr_t g, uintptr_t losses) {
+            const dif::EngineKernels& k = dif::engine_kernels();
+            pass<float>(layout == dif::layout_matrix ? k.matrix : k.samples,
+                        p.plan(static_cast<dif::Layout>(layout)), w, data, index, count, g, losses);
           },
-          py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"), py::arg("losses"),
-          "losses (count), g (total) or null, at w (total).")
+          py::arg("layout"), py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"),
+          py::arg("losses"), "losses (count), g (total) or null, at w (total), in the layout 0 or 1.")
       .def(
           "pass_f64",
           [](const CompiledProgram& p, uintptr_t w, const DataTuple& data, uintptr_t index, int64_t count,
-             uintptr_t g,
-             uintptr_t losses) { pass<double>(dif::matrix_pass_f64, p, w, data, index, count, g, losses); },
+             uintptr_t g, uintptr_t losses) {
+            pass<double>(dif::matrix_pass_f64, p.plan(dif::layout_matrix), w, data, index, count, g, losses);
+          },
           py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"), py::arg("losses"),
           "The same in double.")
       .def(
@@ -114,8 +125,8 @@ void bind_engine(py::module_& m) {
             const dif::Trace trace{reinterpret_cast<double*>(trace_loss),
                                    reinterpret_cast<double*>(trace_baseline),
                                    reinterpret_cast<double*>(trace_energy), trace_ld};
-            dif::run_chains(p.plan(), data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld,
-                            first_step, steps, trace, reinterpret_cast<int64_t*>(diverged), threads);
+            dif::run_chains(p, data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld, first_step,
+                            steps, trace, reinterpret_cast<int64_t*>(diverged), threads);
           },
           py::arg("data"), py::arg("chains"), py::arg("first_chain"), py::arg("seed"), py::arg("mode"),
           py::arg("batch_size"), py::arg("burn_in"), py::arg("thin"), py::arg("lr"), py::arg("localization"),

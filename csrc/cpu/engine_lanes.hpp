@@ -5,6 +5,7 @@
 //   own_math   polynomials of core/math.hpp rather than the C library
 //   load_first, store_first   the first n lanes only; the others are read as 0, not written
 //   total, largest            over the lanes, halving: (i) with (i + 8), then 4, 2, 1
+//   tile       rows of a tile of the small layouts (engine_small.hpp)
 //   Panel      the register type of the matrix kernels, with their blocking (rows x panels of registers)
 #pragma once
 #include "core/lanes.hpp"
@@ -26,6 +27,7 @@ struct PortableEngine {
   };
   using Panel = PortableEngine;
   static constexpr int rows = 2, panels = 1;
+  static constexpr int tile = 2;
 #define DIF_EACH for (int i = 0; i < 16; ++i)
 #define DIF_MAP(expression)       \
   F r;                            \

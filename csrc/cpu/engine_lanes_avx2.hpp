@@ -22,6 +22,7 @@ struct Avx2Engine : Twice<Avx2Lanes> {
   using H = Avx2Panel;
   static constexpr bool own_math = true;
   using Panel = Avx2Panel;
+  static constexpr int tile = 2;
 
   static DIF_INLINE M first(int n) { return {H::first_words(n), H::first_words(n - 8)}; }
   static DIF_INLINE F load_first(const float* p, int n) {

@@ -10,6 +10,7 @@ struct Avx512Engine : Avx512Lanes {
   static constexpr bool own_math = true;
   using Panel = Avx512Engine;
   static constexpr int rows = 6, panels = 4;  // 24 accumulators of 32 registers
+  static constexpr int tile = 4;              // 16 sums of the small layouts
 
   static DIF_INLINE M first(int n) { return static_cast<M>(n >= 16 ? 0xffff : (1 << n) - 1); }
   static DIF_INLINE F load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }

@@ -635,8 +635,8 @@ struct Matrix {
     }
   }
 
-  // Per-sample losses (batch.count), and the gradient (total) of their mean unless g is null.
-  static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses) {
+  // Per-sample losses (batch.count), their sum, and the gradient (total) of their mean unless g is null.
+  static double run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses) {
     for (int32_t i = 0; i < plan.op_count; ++i) {
       const ProgramOp& op = plan.ops[i];
       const OpPlan& at = plan.steps[i];
@@ -659,6 +659,9 @@ struct Matrix {
       }
       if (g) pass.backward();
     }
+    double total = 0.0;
+    for (int64_t i = 0; i < batch.count; ++i) total += losses[i];
+    return total;
   }
 };
 

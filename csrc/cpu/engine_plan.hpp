@@ -16,7 +16,13 @@ struct OpPlan {
   int64_t extra;  // offset in scratch of what the forward pass leaves for the backward pass, or -1
   int64_t turned, turned_ld;  // the transposed copy of the weight, or -1
   bool add_a, add_b, add_c;   // this gradient joins others already there
+  bool sloped;                // the gradient of `out` arrives multiplied by the slope of this activation
+  int32_t slope_a;            // the operation whose slope this one's gradient of `a` is multiplied by, or -1
 };
+
+// Which of the two kinds of passes a plan is for (engine_matrix.hpp, engine_small.hpp), and what its lanes
+// hold.
+enum Layout : int32_t { layout_matrix = 0, layout_samples = 1, layout_chains = 2 };
 
 struct Plan {
   const ProgramValue* values;
@@ -26,11 +32,14 @@ struct Plan {
   const int32_t* maps;
   int32_t value_count, op_count;
   ProgramLoss loss;
-  int64_t dim, total;   // trainable and all parameters
-  int64_t block;        // samples in one block
-  int64_t activations;  // floats of all values and gradients, at offset 0; cleared gradients come first
-  int64_t cleared;      // floats at the beginning of scratch that a backward pass starts from zero
-  int64_t scratch;      // floats in all
+  int64_t dim, total;  // trainable and all parameters
+  int64_t block;       // samples in one block
+  int64_t cleared;     // floats at the beginning of scratch that a backward pass starts from zero
+  int64_t scratch;     // floats in all
+  // of the small layouts only
+  int64_t targets, sums;  // offsets of the gathered targets, of the weight gradients lane by lane
+  int32_t loss_slope;     // the operation whose slope the loss's gradient is multiplied by, or -1
+  int32_t loss_input;     // the input value that can serve as target, or -1
 };
 
 // The data set, row by row, and the samples of one batch.

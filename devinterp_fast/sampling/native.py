@@ -62,6 +62,16 @@ def batch_indices(batches: Batches, *, seed: int, chain: int, step: int, n: int,
     return out
 
 
+def _padded(rows: Tensor) -> Tensor:
+    """The same rows where whole registers of four can be read: strides of four, and room behind the last."""
+    n, size = rows.shape
+    stride = (size + 3) // 4 * 4
+    room = torch.zeros(n * stride + 4, dtype=rows.dtype)
+    padded = room[: n * stride].view(n, stride)
+    padded[:, :size] = rows
+    return padded[:, :size]
+
+
 @dataclass(frozen=True)
 class Program:
     """A captured model with its data: losses and gradients in float32, or in float64 to verify them."""
@@ -90,7 +100,10 @@ class Program:
             classes = d.target.rows(self.x, self.y, torch.int32)
             classes = torch.where(classes == d.target.ignore_index, -1, classes).contiguous()
         parts = [inputs, target, tokens, classes]
-        return (*(p.data_ptr() for p in parts), *(p.shape[1] for p in parts), self.n), parts
+        parts[:2] = [_padded(p) for p in parts[:2]]
+        if d.inputs and d.target.name == "x" and torch.equal(d.inputs.elements, d.target.elements):
+            parts[1] = parts[0]  # the engine need not gather it twice
+        return (*(p.data_ptr() for p in parts), *(p.stride(0) for p in parts), self.n), parts
 
     def losses(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """Per-sample losses at ``w`` (dim), float32 or float64: float64 (samples,)."""
@@ -106,9 +119,12 @@ class Program:
         whole = torch.cat([w.detach().reshape(-1), self.description.frozen.to(w.dtype)])
         losses = torch.zeros(len(chosen), dtype=torch.float64)
         g = torch.zeros(whole.numel() if gradient else 0, dtype=w.dtype)
-        run = self.native.pass_f64 if w.dtype == torch.float64 else self.native.pass_f32
         address = g.data_ptr() if gradient else 0
-        run(whole.data_ptr(), data, chosen.data_ptr(), len(chosen), address, losses.data_ptr())
+        arguments = (whole.data_ptr(), data, chosen.data_ptr(), len(chosen), address, losses.data_ptr())
+        if w.dtype == torch.float64:
+            self.native.pass_f64(*arguments)
+        else:
+            self.native.pass_f32(self.native.layout(MODES.index("full")), *arguments)
         del alive
         return losses, g[: self.dim]
 
