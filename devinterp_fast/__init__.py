@@ -6,7 +6,7 @@ from devinterp_fast import _ops as _ops  # registers torch.ops.devinterp_fast
 from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.changepoint.focus import Focus
 from devinterp_fast.changepoint.stages import Stages
-from devinterp_fast.estimators.llc import LLC, estimate_llc
+from devinterp_fast.estimators.llc import LLC, estimate_llc, explain
 from devinterp_fast.monitor.monitor import Change, Monitor, Transition
 from devinterp_fast.monitor.observables import Observable
 from devinterp_fast.monitor.schedule import Schedule
@@ -26,5 +26,6 @@ __all__ = [
     "Transition",
     "__version__",
     "estimate_llc",
+    "explain",
     "next_token_loss",
 ]

@@ -10,7 +10,9 @@ import numpy.typing
 
 __all__: list[str] = [
     "Focus",
+    "Program",
     "StageDetector",
+    "batch_indices",
     "batch_indices_i64",
     "compiler",
     "isa",
@@ -86,6 +88,126 @@ class Focus:
     def direction(self) -> int: ...
     @property
     def statistic(self) -> float: ...
+
+class Program:
+    """A model as a list of operations, laid out in memory."""
+    def __init__(
+        self,
+        values: collections.abc.Sequence[
+            typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"]
+        ],
+        ops: collections.abc.Sequence[
+            tuple[
+                typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(13)"],
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+        maps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        loss: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        dim: typing.SupportsInt | typing.SupportsIndex,
+        total: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def layout(self, mode: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """0 matrix, 1 samples in the lanes, 2 chains in the lanes."""
+    def pass_f32(
+        self,
+        layout: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Losses (count), g (total) or null, at w (total), in the layout 0 or 1."""
+    def pass_f64(
+        self,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """The same in double."""
+    def run(
+        self,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        first_chain: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        mode: typing.SupportsInt | typing.SupportsIndex,
+        batch_size: typing.SupportsInt | typing.SupportsIndex,
+        burn_in: typing.SupportsInt | typing.SupportsIndex,
+        thin: typing.SupportsInt | typing.SupportsIndex,
+        lr: typing.SupportsInt | typing.SupportsIndex,
+        localization: typing.SupportsInt | typing.SupportsIndex,
+        nbeta: typing.SupportsInt | typing.SupportsIndex,
+        center: typing.SupportsInt | typing.SupportsIndex,
+        center_ld: typing.SupportsInt | typing.SupportsIndex,
+        mask: typing.SupportsInt | typing.SupportsIndex,
+        frozen: typing.SupportsInt | typing.SupportsIndex,
+        baseline: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        w_ld: typing.SupportsInt | typing.SupportsIndex,
+        first_step: typing.SupportsInt | typing.SupportsIndex,
+        steps: typing.SupportsInt | typing.SupportsIndex,
+        trace_loss: typing.SupportsInt | typing.SupportsIndex,
+        trace_baseline: typing.SupportsInt | typing.SupportsIndex,
+        trace_energy: typing.SupportsInt | typing.SupportsIndex,
+        trace_ld: typing.SupportsInt | typing.SupportsIndex,
+        diverged: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Advances all chains by `steps` steps."""
+    def scratch(self, layout: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """Floats that a thread needs beside a chain's own vectors."""
+
+def batch_indices(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    mode: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    chain: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    batch_size: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (batch_size) int32: the samples of one chain's batch at one step."""
 
 def batch_indices_i64(
     out: typing.SupportsInt | typing.SupportsIndex,

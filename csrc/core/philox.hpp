@@ -33,13 +33,11 @@ struct PhiloxWords {
   typename L::U word[4];
 };
 
-// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters); chain, step
-// and stream are the same for all lanes.
+// The four words of the counters (a0, a1, a2, a3), lane by lane.
 template <class L>
-DIF_INLINE PhiloxWords<L> philox(const PhiloxKeys& key, uint32_t first, uint32_t chain, uint32_t step,
-                                 uint32_t stream) {
+DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1, typename L::W a2,
+                                        typename L::W a3) {
   using W = typename L::W;
-  W a0 = L::counters(first), a1 = L::wide(chain), a2 = L::wide(step), a3 = L::wide(stream);
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
     const W p0 = L::product(a0, 0xD2511F53u), p1 = L::product(a2, 0xCD9E8D57u);
@@ -49,6 +47,14 @@ DIF_INLINE PhiloxWords<L> philox(const PhiloxKeys& key, uint32_t first, uint32_t
     a3 = p0;
   }
   return {{L::narrow(a0), L::narrow(a1), L::narrow(a2), L::narrow(a3)}};
+}
+
+// Returns the four words of the quads first, first + 1, ... (in the lane order of L::counters); chain, step
+// and stream are the same for all lanes.
+template <class L>
+DIF_INLINE PhiloxWords<L> philox(const PhiloxKeys& key, uint32_t first, uint32_t chain, uint32_t step,
+                                 uint32_t stream) {
+  return philox_rounds<L>(key, L::counters(first), L::wide(chain), L::wide(step), L::wide(stream));
 }
 
 }  // namespace dif

@@ -17,17 +17,17 @@ from torch import Tensor, nn
 from devinterp_fast import _flat
 from devinterp_fast.errors import LossError, NumericalError
 from devinterp_fast.progress import ProgressBar
-from devinterp_fast.sampling import defaults
+from devinterp_fast.sampling import defaults, engines
 from devinterp_fast.sampling.batches import as_data, check_batches
 from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.torch_engine import Settings, TorchEngine, Trace, private_copy, undisturbed
+from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
 Floats = npt.NDArray[np.float64]
 PerChain = float | Sequence[float]
 
 SAMPLERS = ("auto", "sgld")
-BACKENDS = ("auto", "torch")
 
 _DOUBT = 4.0  # standard errors
 _RHAT = 1.05
@@ -51,7 +51,8 @@ class LLC:
         per_chain: the value of each chain, NaN for a diverged one. Shape: (chains,).
         diverged: {chain: first step whose loss was not finite}.
         settings: what was used, "auto" resolved.
-        engine: which engine ran.
+        engine: which engine ran, and on which instruction set.
+        engine_reason: why that one.
         seconds: wall time.
         trace: dims (chain, draw): ``loss`` on a step's batch before its update, and ``baseline``, the loss at the
             center on the same batch.
@@ -71,6 +72,7 @@ class LLC:
     diverged: dict[int, int]
     settings: dict[str, Any]
     engine: str
+    engine_reason: str
     seconds: float
     trace: xr.Dataset = field(repr=False)
 
@@ -128,7 +130,8 @@ def estimate_llc(
         batch_size: samples of a minibatch.
         batches: "independent" for each chain, "shared" by all, or "full".
         mask: which coordinates move: bool (dim,), or {parameter name: bool tensor}; None is all.
-        backend: "torch", which "auto" chooses.
+        backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
+            "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
         progress: show a bar on the terminal.
 
@@ -148,7 +151,7 @@ def estimate_llc(
     where = _flat.layout(model)
     moves = None if mask is None else _flat.flat_mask(mask, where)
     _choice("sampler", sampler, SAMPLERS)
-    _choice("backend", backend, BACKENDS)
+    _choice("backend", backend, engines.BACKENDS)
     settings = _settings(
         samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
         nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr,
@@ -164,10 +167,30 @@ def estimate_llc(
                 nbeta=float(settings.nbeta.max()), localization=float(settings.localization.max()), seed=seed,
             )  # fmt: skip
             settings.lr[:] = found
-    engine = TorchEngine(private_copy(model), objective, samples, where, center, baseline, moves, settings)
+        choice = engines.choose(backend, model, objective, samples)
+    engine = engines.make(choice, model, objective, samples, where, center, baseline, moves, settings)
     with ProgressBar("LLC", settings.steps * settings.chains, show=progress) as bar:
         trace = engine.run(bar.update)
-    return _result(trace, settings, engine.name, isinstance(lr, str), time.perf_counter() - began)
+    return _result(trace, settings, engine.name, choice.reason, isinstance(lr, str), time.perf_counter() - began)
+
+
+def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
+    """Says which engine ``estimate_llc`` would run, why, and, if the model is captured, as what list of operations.
+
+    Args:
+        model: any module on the CPU.
+        loss_fn: as in ``estimate_llc``.
+        data: as in ``estimate_llc``.
+
+    Returns:
+        A ``Choice``; print it.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
+    """
+    samples = as_data(data)
+    with undisturbed(_flat.layout(model).dim, samples.n):
+        return engines.choose("auto", model, Objective(loss_fn, model, samples), samples)
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -249,7 +272,7 @@ def _check_baseline(baseline: Tensor) -> None:
         )
 
 
-def _result(trace: Trace, settings: Settings, engine: str, unbias: bool, seconds: float) -> LLC:
+def _result(trace: Trace, settings: Settings, engine: str, reason: str, unbias: bool, seconds: float) -> LLC:
     healthy = trace.diverged < 0
     diverged = {int(c): int(trace.diverged[c]) for c in np.flatnonzero(~healthy)}
     if not healthy.any():
@@ -275,11 +298,12 @@ def _result(trace: Trace, settings: Settings, engine: str, unbias: bool, seconds
     dataset = xr.Dataset(
         {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
         coords={"chain": np.arange(settings.chains), "draw": np.arange(settings.draws)},
-        attrs={**used, "engine": engine},
+        attrs={**used, "engine": engine, "engine_reason": reason},
     )
     return LLC(
         value=value, mcse=doubt.mcse, rhat=doubt.rhat, ess=doubt.ess, step_bias=step_bias, warnings=warnings,
-        verdict=verdict, per_chain=per_chain, diverged=diverged, settings=used, engine=engine, seconds=seconds,
+        verdict=verdict, per_chain=per_chain, diverged=diverged, settings=used, engine=engine, engine_reason=reason,
+        seconds=seconds,
         trace=dataset,
     )  # fmt: skip
 
@@ -326,7 +350,8 @@ def _doubts(
             f"the loss is still drifting {'up' if doubt.drift > 0 else 'down'} "
             f"({abs(doubt.drift):.0f} standard errors from first to second half); take a longer burn_in"
         )
-    if abs(step_bias) > (_BIAS_TAKEN_OFF if unbias else _BIAS) * max(abs(value), 4 * doubt.mcse if doubt.mcse > 0 else 0.0):
+    tolerated = (_BIAS_TAKEN_OFF if unbias else _BIAS) * max(abs(value), 4 * doubt.mcse if doubt.mcse > 0 else 0.0)
+    if abs(step_bias) > tolerated:
         done = "was taken off" if unbias else "is in the value"
         warnings.append(f"the step is large: a bias of about {step_bias:.2g} {done}; lower lr")
     if settings.batches == "shared" and settings.chains > 1:

@@ -10,10 +10,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,57 +21,13 @@ from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, draw
 from devinterp_fast.sampling.objective import MeanLoss, Objective
-
-Floats = npt.NDArray[np.float64]
+from devinterp_fast.sampling.run import Floats, Settings, Trace
 
 VMAP_LIMIT = 2**16
 """Below this many parameters x samples a step is all Python: chains go together. Measured: benchmarks/bench_llc.py."""
 
 POOL_LIMIT = 2**24
 """Below this many parameters x samples torch's thread pool costs more than it gives, and one thread runs."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run needs to know; ``lr``, ``localization`` and ``nbeta`` hold one number for each chain."""
-
-    chains: int
-    draws: int
-    burn_in: int
-    thin: int
-    lr: Floats
-    localization: Floats
-    nbeta: Floats
-    batches: str
-    batch_size: int
-    seed: int
-
-    @property
-    def steps(self) -> int:
-        """Updates of one chain."""
-        return self.burn_in + (self.draws - 1) * self.thin + 1
-
-    def draw_at(self, step: int) -> int | None:
-        """Which draw a step records, before its update."""
-        since = step - self.burn_in
-        return since // self.thin if since >= 0 and since % self.thin == 0 else None
-
-
-@dataclass
-class Trace:
-    """What the chains left behind.
-
-    Shape:
-        loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains), the mean
-        of d . (nbeta g) over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose
-        loss was not finite, or -1.
-    """
-
-    loss: Floats
-    baseline: Floats
-    energy: Floats
-    last: Tensor
-    diverged: npt.NDArray[np.int64]
 
 
 @contextmanager

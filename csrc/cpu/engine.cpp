@@ -1,0 +1,256 @@
+#include "cpu/engine.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "cpu/batches.hpp"
+#include "cpu/kernels.hpp"
+#include "cpu/parallel.hpp"
+
+namespace dif {
+namespace {
+
+constexpr int64_t tile = 128;  // the update works on whole tiles; rows are padded to them
+
+// Zeroed memory on cache lines.
+template <class T>
+class Aligned {
+ public:
+  explicit Aligned(int64_t n) : p_(static_cast<T*>(::operator new(bytes(n), std::align_val_t{64}))) {
+    std::memset(p_, 0, bytes(n));
+  }
+  ~Aligned() { ::operator delete(p_, std::align_val_t{64}); }
+  Aligned(const Aligned&) = delete;
+  T* get() const { return p_; }
+
+ private:
+  static size_t bytes(int64_t n) { return static_cast<size_t>(n + 64) * sizeof(T); }
+  T* p_;
+};
+
+SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
+  return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]), static_cast<float>(-0.5 * s.lr[c]),
+          static_cast<float>(std::sqrt(s.lr[c]))};
+}
+
+// What every walker needs: the batch of a step, its baseline, and where a draw goes.
+class Steps {
+ public:
+  Steps(const Data<float>& data, const RunSettings& settings)
+      : data_(data), settings_(settings), index_(static_cast<size_t>(settings.batch_size)) {}
+
+  // Calls step(t, batch, draw) for each step; draw < 0: not recorded. Stops when step returns false.
+  template <class Step>
+  void walk(uint32_t chain, int64_t first_step, int64_t steps, Step step) {
+    const RunSettings& s = settings_;
+    Batches batches(s.mode, s.seed, chain, data_.n, s.batch_size);
+    Batch<float> batch = data_.rows;
+    batch.index = index_.data();
+    batch.count = s.batch_size;
+    for (int64_t t = first_step; t < first_step + steps; ++t) {
+      if (s.mode != batch_full || t == first_step) batches.fill(static_cast<uint32_t>(t), index_.data());
+      const bool recorded = t >= s.burn_in && (t - s.burn_in) % s.thin == 0;
+      if (!step(t, batch, recorded ? (t - s.burn_in) / s.thin : -1)) return;
+    }
+  }
+  double baseline() const {
+    double sum[4] = {};
+    for (size_t i = 0; i < index_.size(); ++i) sum[i % 4] += settings_.baseline[index_[i]];
+    return (sum[0] + sum[1] + sum[2] + sum[3]) / static_cast<double>(settings_.batch_size);
+  }
+
+ private:
+  const Data<float>& data_;
+  const RunSettings& settings_;
+  std::vector<int32_t> index_;
+};
+
+// One chain at a time: its state and the memory of a pass, used again for the next chain of the same thread.
+class Walker {
+ public:
+  Walker(const Plan& plan, Pass<float> pass, const Data<float>& data, const RunSettings& settings)
+      : plan_(plan),
+        pass_(pass),
+        settings_(settings),
+        steps_(data, settings),
+        padded_((plan.dim + tile - 1) / tile * tile),
+        w_(std::max(plan.total, padded_)),
+        g_(std::max(plan.total, padded_)),
+        center_(padded_),
+        scratch_(plan.scratch),
+        masked_(settings.mask || padded_ != plan.dim),
+        mask_(static_cast<size_t>(padded_), 0),
+        losses_(static_cast<size_t>(settings.batch_size)) {
+    for (int64_t i = 0; i < plan.dim; ++i) mask_[static_cast<size_t>(i)] = settings.mask ? settings.mask[i] : 1;
+  }
+
+  void run(int64_t c, float* w, int64_t first_step, int64_t steps, const Trace& trace, int64_t& diverged) {
+    const RunSettings& s = settings_;
+    const uint32_t chain = s.first_chain + static_cast<uint32_t>(c);
+    const float* center = s.center + c * s.center_ld;
+    // Frozen parameters may lie where the last tile is padded: the mask holds them still.
+    std::copy(w, w + plan_.dim, w_.get());
+    std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), w_.get() + plan_.dim);
+    std::copy(center, center + plan_.dim, center_.get());
+    const SgldCoefficients k = coefficients(s, c);
+    double* losses = pass_ == engine_kernels().matrix ? losses_.data() : nullptr;
+    steps_.walk(chain, first_step, steps, [&](int64_t t, const Batch<float>& batch, int64_t draw) {
+      const double loss =
+          pass_(plan_, w_.get(), batch, g_.get(), scratch_.get(), losses) / static_cast<double>(s.batch_size);
+      if (!std::isfinite(loss)) {
+        diverged = t;
+        return false;
+      }
+      const double energy = update(k, {s.seed, chain, static_cast<uint32_t>(t), update_noise});
+      if (draw >= 0) {
+        trace.loss[c * trace.ld + draw] = loss;
+        trace.energy[c * trace.ld + draw] = energy;
+        if (s.baseline) trace.baseline[c * trace.ld + draw] = steps_.baseline();
+      }
+      return true;
+    });
+    std::copy(w_.get(), w_.get() + plan_.dim, w);
+  }
+
+ private:
+  double update(const SgldCoefficients& k, const Address& at) {
+    double energy = 0.0;
+    for (int64_t first = 0; first < padded_; first += block_size) {
+      const int64_t size = std::min(block_size, padded_ - first);
+      const uint8_t* mask = masked_ ? mask_.data() + first : nullptr;
+      energy +=
+          kernels().sgld(w_.get() + first, g_.get() + first, center_.get() + first, mask, first, size, k, at, true);
+    }
+    return energy;
+  }
+
+  const Plan& plan_;
+  Pass<float> pass_;
+  const RunSettings& settings_;
+  Steps steps_;
+  int64_t padded_;
+  Aligned<float> w_, g_, center_, scratch_;
+  bool masked_;
+  std::vector<uint8_t> mask_;
+  std::vector<double> losses_;
+};
+
+// Sixteen chains in the lanes, on batches they share.
+class GroupWalker {
+ public:
+  GroupWalker(const Plan& plan, const Data<float>& data, const RunSettings& settings)
+      : plan_(plan),
+        settings_(settings),
+        steps_(data, settings),
+        w_(16 * plan.total),
+        g_(16 * plan.total),
+        center_(16 * plan.dim),
+        scratch_(plan.scratch),
+        coefficients_(64) {
+    engine_kernels().lane_order(order_);
+  }
+
+  // Chains low ... min(low + 16, chains) - 1.
+  void run(int64_t low, float* w, int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace,
+           int64_t* diverged) {
+    const RunSettings& s = settings_;
+    bool live[16];
+    float* const k = coefficients_.get();
+    for (int64_t lane = 0; lane < 16; ++lane) {
+      const int64_t c = chain_of(low, lane), from = std::min(c, s.chains - 1);  // spare lanes repeat the last chain
+      live[lane] = c < s.chains && diverged[c] < 0;
+      for (int64_t i = 0; i < plan_.dim; ++i) {
+        w_.get()[16 * i + lane] = w[from * w_ld + i];
+        center_.get()[16 * i + lane] = s.center[from * s.center_ld + i];
+      }
+      for (int64_t i = plan_.dim; i < plan_.total; ++i) w_.get()[16 * i + lane] = s.frozen[i - plan_.dim];
+      const SgldCoefficients one = coefficients(s, from);
+      k[lane] = one.nbeta;
+      k[16 + lane] = one.localization;
+      k[32 + lane] = one.minus_half_lr;
+      k[48 + lane] = one.noise;
+    }
+    const ChainsBlock block{w_.get(), g_.get(), center_.get(), s.mask, plan_.dim, k, k + 16, k + 32, k + 48};
+    const uint32_t first_chain = s.first_chain + static_cast<uint32_t>(low);
+    steps_.walk(first_chain, first_step, steps, [&](int64_t t, const Batch<float>& batch, int64_t draw) {
+      double sums[16], energy[16];
+      engine_kernels().chains(plan_, w_.get(), batch, g_.get(), scratch_.get(), sums);
+      for (int64_t lane = 0; lane < 16; ++lane) {
+        sums[lane] /= static_cast<double>(s.batch_size);
+        if (live[lane] && !std::isfinite(sums[lane])) {
+          diverged[chain_of(low, lane)] = t;
+          live[lane] = false;
+          save(low, lane, w, w_ld);
+        }
+      }
+      engine_kernels().update_chains(block, s.seed, first_chain, static_cast<uint32_t>(t), energy);
+      if (draw < 0) return true;
+      const double baseline = s.baseline ? steps_.baseline() : 0.0;
+      for (int64_t lane = 0; lane < 16; ++lane) {
+        if (!live[lane]) continue;
+        const int64_t at = chain_of(low, lane) * trace.ld + draw;
+        trace.loss[at] = sums[lane];
+        trace.energy[at] = energy[lane];
+        if (s.baseline) trace.baseline[at] = baseline;
+      }
+      return true;
+    });
+    for (int64_t lane = 0; lane < 16; ++lane) {
+      if (live[lane]) save(low, lane, w, w_ld);
+    }
+  }
+
+ private:
+  int64_t chain_of(int64_t low, int64_t lane) const { return low + order_[lane]; }
+  void save(int64_t low, int64_t lane, float* w, int64_t w_ld) const {
+    for (int64_t i = 0; i < plan_.dim; ++i) w[chain_of(low, lane) * w_ld + i] = w_.get()[16 * i + lane];
+  }
+
+  const Plan& plan_;
+  const RunSettings& settings_;
+  Steps steps_;
+  Aligned<float> w_, g_, center_, scratch_, coefficients_;
+  uint32_t order_[16];
+};
+
+}  // namespace
+
+const EngineKernels& engine_kernels() {
+#if defined(DIF_HAVE_avx512)
+  if (std::strcmp(kernels().name, "avx512") == 0) return engine_avx512;
+#endif
+#if defined(DIF_HAVE_avx2)
+  if (std::strcmp(kernels().name, "avx2") == 0) return engine_avx2;
+#endif
+  return engine_baseline;
+}
+
+void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size,
+                  int32_t* out) {
+  Batches(mode, seed, chain, n, batch_size).fill(step, out);
+}
+
+void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings, float* w,
+                int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace, int64_t* diverged, int threads) {
+  const Layout layout = program.layout(settings.mode);
+  const Plan& plan = program.plan(layout);
+  if (layout == layout_chains) {
+    parallel(threads, (settings.chains + 15) / 16, [&](int64_t low, int64_t high) {
+      GroupWalker walker(plan, data, settings);
+      for (int64_t i = low; i < high; ++i) walker.run(16 * i, w, w_ld, first_step, steps, trace, diverged);
+    });
+    return;
+  }
+  const Pass<float> pass = layout == layout_samples ? engine_kernels().samples : engine_kernels().matrix;
+  parallel(threads, settings.chains, [&](int64_t low, int64_t high) {
+    Walker walker(plan, pass, data, settings);
+    for (int64_t c = low; c < high; ++c) {
+      if (diverged[c] < 0) walker.run(c, w + c * w_ld, first_step, steps, trace, diverged[c]);
+    }
+  });
+}
+
+}  // namespace dif

@@ -1,0 +1,95 @@
+// Whole chains: batch choice, gradient, update and trace, with nothing but arithmetic between two steps.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/engine_isa.hpp"
+
+namespace dif {
+
+enum BatchMode : int32_t { batch_independent = 0, batch_shared = 1, batch_epoch = 2, batch_full = 3 };
+
+// A Program laid out in memory for one kind of passes.
+class LaidOut {
+ public:
+  LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
+          const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total);
+  const Plan& plan() const { return plan_; }
+
+ private:
+  void share_gradients(Plan&);
+  void place_matrix(Plan&);
+  void place_small(Plan&, Layout);
+  int64_t take(int64_t floats);
+
+  const std::vector<ProgramValue>& values_;
+  const std::vector<ProgramOp>& ops_;
+  std::vector<char> needs_, sliced_, written_;
+  std::vector<ValuePlan> places_;
+  std::vector<OpPlan> steps_;
+  int64_t taken_ = 0;
+  Plan plan_;
+};
+
+// A Program in every layout it has. Which one runs depends on the Program and the batch mode alone.
+class CompiledProgram {
+ public:
+  CompiledProgram(std::vector<ProgramValue> values, std::vector<ProgramOp> ops, std::vector<int32_t> maps,
+                  ProgramLoss loss, int64_t dim, int64_t total);
+  CompiledProgram(const CompiledProgram&) = delete;
+  Layout layout(int32_t mode) const;  // of a run in this BatchMode
+  const Plan& plan(Layout) const;
+
+ private:
+  std::vector<ProgramValue> values_;
+  std::vector<ProgramOp> ops_;
+  std::vector<int32_t> maps_;
+  std::vector<LaidOut> layouts_;  // matrix, then the small ones if the Program is narrow
+};
+
+// The data set: `n` rows. Batch::index and count are filled per step.
+template <class T>
+struct Data {
+  Batch<T> rows;
+  int64_t n;
+};
+
+struct RunSettings {
+  int64_t chains;
+  uint32_t first_chain;
+  uint64_t seed;
+  int32_t mode;        // BatchMode
+  int64_t batch_size;  // n for full batches
+  int64_t burn_in, thin;
+  const double *lr, *localization, *nbeta;  // (chains)
+  const float* center;                      // (dim), or (chains, dim) with row stride center_ld
+  int64_t center_ld;                        // 0: shared
+  const uint8_t* mask;                      // (dim) or null
+  const float* frozen;                      // (total - dim)
+  const double* baseline;                   // (n) per-sample losses, or null
+};
+
+// Each (chains, draws) with row stride ld; draw k is step burn_in + k thin. Rows of a diverged chain are left
+// as they are from the step it diverged at.
+struct Trace {
+  double *loss, *baseline, *energy;
+  int64_t ld;
+};
+
+// Advances w (chains, dim; row stride w_ld) by `steps` steps from step `first_step`. diverged (chains) holds
+// the first step whose loss was not finite, or -1; such a chain stands still. Results do not depend on
+// threads, on how steps are grouped into calls, or on the other chains.
+void run_chains(const CompiledProgram&, const Data<float>&, const RunSettings&, float* w, int64_t w_ld,
+                int64_t first_step, int64_t steps, const Trace&, int64_t* diverged, int threads);
+
+// The samples of chain `chain` at step `step`: out (batch_size).
+//   independent  sample j = floor(word_j n / 2^32), word_j = word j % 4 of quad j / 4 at (chain, step, stream
+//   1) shared       the same with chain = 2^32 - 1 epoch        places step batch_size + j of an endless row
+//   of permutations of the samples; permutation e is the
+//                Fisher-Yates shuffle that swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words
+//                at (chain, e, stream 1). Every sample comes once an epoch, whatever the batch size.
+//   full         0, ..., n - 1
+void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size,
+                  int32_t* out);
+
+}  // namespace dif

@@ -1,0 +1,98 @@
+// The engine's passes for one instruction set: compiled once for each, under the same rules as isa.cpp.
+#include "cpu/engine_isa.hpp"
+
+#include "core/normal.hpp"
+#include "cpu/engine_matrix.hpp"
+#include "cpu/engine_small.hpp"
+
+#if defined(DIF_ISA_avx512)
+#include "cpu/engine_lanes_avx512.hpp"
+#define DIF_ENGINE engine_avx512
+#elif defined(DIF_ISA_avx2)
+#include "cpu/engine_lanes_avx2.hpp"
+#define DIF_ENGINE engine_avx2
+#else
+#include "cpu/engine_lanes.hpp"
+#define DIF_ENGINE engine_baseline
+#endif
+
+namespace dif {
+namespace {
+
+#if defined(DIF_ISA_avx512)
+using L = Avx512Engine;
+using Noise = Avx512Lanes;
+constexpr const char* isa_name = "avx512";
+#elif defined(DIF_ISA_avx2)
+using L = Avx2Engine;
+using Noise = Twice<Avx2Lanes>;
+constexpr const char* isa_name = "avx2";
+#else
+struct EngineTag {};
+using L = PortableEngine<float, EngineTag>;
+using Noise = PortableLanes<16, EngineTag>;
+constexpr const char* isa_name = "baseline";
+#endif
+
+void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    out[i] = static_cast<int32_t>((static_cast<uint64_t>(words[i]) * static_cast<uint64_t>(n)) >> 32);
+  }
+}
+
+double samples_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses) {
+  double sums[16], total = 0.0;
+  Small<L, false>::run(plan, w, batch, g, s, losses, sums);
+  for (const double x : sums) total += x;
+  return total;
+}
+
+void chains_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* sums) {
+  Small<L, true>::run(plan, w, batch, g, s, nullptr, sums);
+}
+
+// Counters are chains here: all lanes draw for the same four coordinates.
+void lane_order(uint32_t* out) { Noise::store_words(out, Noise::narrow(Noise::counters(0))); }
+
+void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain, uint32_t step, double* energy) {
+  const PhiloxKeys key(seed);
+  const L::F nbeta = L::load(block.nbeta), localization = L::load(block.localization);
+  const L::F minus_half_lr = L::load(block.minus_half_lr), noise = L::load(block.noise);
+  for (int i = 0; i < 16; ++i) energy[i] = 0.0;
+  for (int64_t quad = 0; 4 * quad < block.dim; ++quad) {
+    const PhiloxWords<Noise> words =
+        philox_rounds<Noise>(key, Noise::wide(static_cast<uint32_t>(quad)), Noise::counters(first_chain),
+                             Noise::wide(step), Noise::wide(update_noise));
+    Noise::F z[4];
+    box_muller<Noise>(words.word[0], words.word[1], z[0], z[1]);
+    box_muller<Noise>(words.word[2], words.word[3], z[2], z[3]);
+    for (int64_t k = 0; k < 4 && 4 * quad + k < block.dim; ++k) {
+      const int64_t i = 4 * quad + k;
+      if (block.mask && !block.mask[i]) continue;
+      float draw[16], drift[16], force[16];
+      Noise::store(draw, z[k]);
+      const L::F w = L::load(block.w + 16 * i);
+      const L::F f = L::mul(nbeta, L::load(block.g + 16 * i));
+      const L::F d = L::fma(localization, L::sub(w, L::load(block.center + 16 * i)), f);
+      L::store(block.w + 16 * i, L::fma(noise, L::load(draw), L::fma(minus_half_lr, d, w)));
+      L::store(drift, d);
+      L::store(force, f);
+      for (int j = 0; j < 16; ++j) energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
+    }
+  }
+}
+
+}  // namespace
+
+extern const EngineKernels DIF_ENGINE;
+const EngineKernels DIF_ENGINE = {isa_name,      Matrix<L>::run, samples_pass, chains_pass,
+                                  update_chains, lane_order,     indices};
+
+#if defined(DIF_ISA_baseline)
+double matrix_pass_f64(const Plan& plan, const double* w, const Batch<double>& batch, double* g, double* s,
+                       double* losses) {
+  return Matrix<PortableEngine<double, EngineTag>>::run(plan, w, batch, g, s, losses);
+}
+#endif
+
+}  // namespace dif

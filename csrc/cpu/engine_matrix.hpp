@@ -1,0 +1,659 @@
+// Passes over a Program with rows of samples: values are row-major matrices, products are packed-free GEMMs.
+// The layout of networks whose layers are wide enough to fill registers along a row.
+//
+// A pass works on blocks of `plan.block` samples, forward and back, so that a block's values stay in cache;
+// gradients add up over blocks in order. One function per operation and direction; a further derivative is a
+// further column.
+#pragma once
+#include "core/math.hpp"
+#include "cpu/engine_plan.hpp"
+#include "cpu/gemm.hpp"
+
+namespace dif {
+
+template <class L>
+struct Matrix {
+  using T = typename L::T;
+  using F = typename L::F;
+  using G = Gemm<L>;
+
+  const Plan& plan;
+  const T* w;
+  T* g;  // null: losses only
+  T* s;  // scratch
+  const Batch<T>& batch;
+  int64_t first, samples;  // of this block
+
+  // ---- small tools
+  static DIF_INLINE F load(const T* p, int64_t n) {
+    return n >= 16 ? L::load(p) : L::load_first(p, static_cast<int>(n));
+  }
+  static DIF_INLINE void store(T* p, F v, int64_t n) {
+    if (n >= 16) {
+      L::store(p, v);
+    } else {
+      L::store_first(p, v, static_cast<int>(n));
+    }
+  }
+  // fn(column, columns left) for each register of a row.
+  template <class Fn>
+  static DIF_INLINE void columns(int64_t n, Fn fn) {
+    int64_t j = 0;
+    for (; j + 16 <= n; j += 16) fn(j, int64_t{16});
+    if (j < n) fn(j, n - j);
+  }
+  static DIF_INLINE F joined(F v, const T* old, int64_t n, bool join) { return join ? L::add(v, load(old, n)) : v; }
+
+  struct View {
+    T* p;
+    T* d;  // gradient, or null
+    int64_t ld, cols;
+  };
+  DIF_INLINE View view(int32_t v) const {
+    const ValuePlan& at = plan.places[v];
+    return {s + at.at, g && at.grad >= 0 ? s + at.grad : nullptr, at.ld, plan.values[v].cols};
+  }
+  DIF_INLINE int64_t rows(int32_t v) const { return samples * plan.values[v].rows; }
+  DIF_INLINE bool trains(int64_t offset) const { return offset >= 0 && offset < plan.dim; }
+  DIF_INLINE int32_t sample(int64_t i) const { return batch.index[first + i]; }
+
+  // ---- activation functions, on y in place; slopes that y does not give go to `slope`
+  static DIF_INLINE bool slope_from_output(int kind) { return kind <= act_sigmoid; }
+  template <int kind>
+  static DIF_INLINE F act(F x, F& slope) {
+    const F one = L::set(1);
+    if constexpr (kind == act_relu) return L::max(L::set(0), x);
+    if constexpr (kind == act_tanh) return tanh<L>(x);
+    if constexpr (kind == act_sigmoid) return sigmoid<L>(x);
+    if constexpr (kind == act_gelu) {
+      F distribution, density;
+      normal_distribution<L>(x, distribution, density);
+      slope = L::fma(x, density, distribution);
+      return L::mul(x, distribution);
+    }
+    if constexpr (kind == act_gelu_tanh) {
+      const F c = L::set(static_cast<T>(0.79788456080286535588)), k = L::set(static_cast<T>(0.044715)),
+              half = L::set(T(0.5));
+      const F xx = L::mul(x, x);
+      const F t = tanh<L>(L::mul(L::mul(c, x), L::fma(k, xx, one)));
+      const F inner = L::mul(c, L::fma(L::mul(L::set(3), k), xx, one));
+      const F h = L::fma(half, t, half);
+      slope = L::fma(L::mul(L::mul(half, x), L::fma(L::negate(t), t, one)), inner, h);
+      return L::mul(x, h);
+    }
+    if constexpr (kind == act_silu) {
+      const F q = sigmoid<L>(x);
+      slope = L::mul(q, L::fma(x, L::sub(one, q), one));
+      return L::mul(x, q);
+    }
+    return x;
+  }
+  template <int kind>
+  static void act_rows(T* y, T* slope, int64_t rows, int64_t ld, int64_t cols) {
+    for (int64_t r = 0; r < rows; ++r) {
+      columns(cols, [&](int64_t j, int64_t n) {
+        F d = L::set(0);
+        const F v = act<kind>(load(y + r * ld + j, n), d);
+        store(y + r * ld + j, v, n);
+        if constexpr (kind > act_sigmoid) store(slope + r * ld + j, d, n);
+      });
+    }
+  }
+  static void act_forward(int kind, T* y, T* slope, int64_t rows, int64_t ld, int64_t cols) {
+    switch (kind) {
+      case act_relu:
+        return act_rows<act_relu>(y, slope, rows, ld, cols);
+      case act_tanh:
+        return act_rows<act_tanh>(y, slope, rows, ld, cols);
+      case act_sigmoid:
+        return act_rows<act_sigmoid>(y, slope, rows, ld, cols);
+      case act_gelu:
+        return act_rows<act_gelu>(y, slope, rows, ld, cols);
+      case act_gelu_tanh:
+        return act_rows<act_gelu_tanh>(y, slope, rows, ld, cols);
+      case act_silu:
+        return act_rows<act_silu>(y, slope, rows, ld, cols);
+      default:
+        return;
+    }
+  }
+  // d <- d act'(x), and the column sums of d onto `sums` if not null.
+  static void act_backward(int kind, T* d, const T* y, const T* slope, int64_t rows, int64_t ld, int64_t cols,
+                           T* sums) {
+    if (kind == act_none && !sums) return;
+    columns(cols, [&](int64_t j, int64_t n) {
+      F sum = L::set(0);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t at = r * ld + j;
+        F v = load(d + at, n);
+        if (kind != act_none) {
+          const F one = L::set(1), o = load(y + at, n);
+          if (kind == act_relu) {
+            v = L::select(L::greater(o, L::set(0)), v, L::set(0));
+          } else if (kind == act_tanh) {
+            v = L::mul(v, L::fma(L::negate(o), o, one));
+          } else if (kind == act_sigmoid) {
+            v = L::mul(v, L::mul(o, L::sub(one, o)));
+          } else {
+            v = L::mul(v, load(slope + at, n));
+          }
+          store(d + at, v, n);
+        }
+        sum = L::add(sum, v);
+      }
+      if (sums) store(sums + j, L::add(load(sums + j, n), sum), n);
+    });
+  }
+
+  // ---- linear
+  void linear(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    const T* weight = op.transposed ? w + op.weight : s + at.turned;
+    const int64_t m = rows(op.out);
+    G::run(m, out.cols, a.cols, {a.p, a.ld, 1}, weight, op.transposed ? out.cols : at.turned_ld, out.p, out.ld,
+           op.bias >= 0 ? w + op.bias : nullptr, false);
+    act_forward(op.activation, out.p, s + at.extra, m, out.ld, out.cols);
+  }
+  void linear_back(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    const int64_t m = rows(op.out);
+    act_backward(op.activation, out.d, out.p, s + at.extra, m, out.ld, out.cols,
+                 trains(op.bias) ? g + op.bias : nullptr);
+    if (trains(op.weight)) {
+      if (op.transposed) {
+        G::run(a.cols, out.cols, m, {a.p, 1, a.ld}, out.d, out.ld, g + op.weight, out.cols, nullptr, true);
+      } else {
+        G::run(out.cols, a.cols, m, {out.d, 1, out.ld}, a.p, a.ld, g + op.weight, a.cols, nullptr, true);
+      }
+    }
+    if (a.d) {
+      const T* weight = op.transposed ? s + at.turned : w + op.weight;
+      G::run(m, a.cols, out.cols, {out.d, out.ld, 1}, weight, op.transposed ? at.turned_ld : a.cols, a.d, a.ld, nullptr,
+             at.add_a);
+    }
+  }
+
+  // ---- elementwise
+  void activation(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      columns(out.cols, [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, load(a.p + r * a.ld + j, n), n); });
+    }
+    act_forward(op.activation, out.p, s + at.extra, rows(op.out), out.ld, out.cols);
+  }
+  // d_a (+)= factor d_out
+  void pass_back(const View& out, const View& a, int64_t count, T factor, bool join) const {
+    if (!a.d) return;
+    const F k = L::set(factor);
+    for (int64_t r = 0; r < count; ++r) {
+      columns(out.cols, [&](int64_t j, int64_t n) {
+        T* d = a.d + r * a.ld + j;
+        store(d, joined(L::mul(k, load(out.d + r * out.ld + j, n)), d, n, join), n);
+      });
+    }
+  }
+  void activation_back(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    act_backward(op.activation, out.d, out.p, s + at.extra, rows(op.out), out.ld, out.cols, nullptr);
+    pass_back(out, a, rows(op.out), T(1), at.add_a);
+  }
+  void add(const ProgramOp& op) const {
+    const View a = view(op.a), b = view(op.b), out = view(op.out);
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      columns(out.cols, [&](int64_t j, int64_t n) {
+        store(out.p + r * out.ld + j, L::add(load(a.p + r * a.ld + j, n), load(b.p + r * b.ld + j, n)), n);
+      });
+    }
+  }
+  void scale(const ProgramOp& op) const {
+    const View a = view(op.a), out = view(op.out);
+    const F k = L::set(static_cast<T>(op.factor));
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      columns(out.cols,
+              [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, L::mul(k, load(a.p + r * a.ld + j, n)), n); });
+    }
+  }
+
+  // ---- reading inputs, tokens, positions, any order of elements
+  void input(const ProgramOp& op) const {
+    const View out = view(op.out);
+    const int64_t height = plan.values[op.out].rows;
+    for (int64_t i = 0; i < samples; ++i) {
+      const T* x = batch.x + sample(i) * batch.x_size + op.first;
+      for (int64_t r = 0; r < height; ++r) {
+        columns(out.cols, [&](int64_t j, int64_t n) {
+          store(out.p + (i * height + r) * out.ld + j, load(x + r * out.cols + j, n), n);
+        });
+      }
+    }
+  }
+  template <class Fn>
+  DIF_INLINE void each_token(const ProgramOp& op, Fn fn) const {
+    const int64_t height = plan.values[op.out].rows;
+    for (int64_t i = 0; i < samples; ++i) {
+      const int32_t* tokens = batch.tokens + sample(i) * batch.token_size + op.first;
+      for (int64_t r = 0; r < height; ++r) fn(i * height + r, static_cast<int64_t>(tokens[r]));
+    }
+  }
+  void embedding(const ProgramOp& op) const {
+    const View out = view(op.out);
+    each_token(op, [&](int64_t r, int64_t token) {
+      const T* row = w + op.weight + token * out.cols;
+      columns(out.cols, [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, load(row + j, n), n); });
+    });
+  }
+  void embedding_back(const ProgramOp& op) const {
+    if (!trains(op.weight)) return;
+    const View out = view(op.out);
+    each_token(op, [&](int64_t r, int64_t token) {
+      T* row = g + op.weight + token * out.cols;
+      columns(out.cols, [&](int64_t j, int64_t n) {
+        store(row + j, L::add(load(row + j, n), load(out.d + r * out.ld + j, n)), n);
+      });
+    });
+  }
+  void position(const ProgramOp& op) const {
+    const View a = view(op.a), out = view(op.out);
+    const int64_t height = plan.values[op.out].rows;
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      const T* p = w + op.weight + r % height * out.cols;
+      columns(out.cols, [&](int64_t j, int64_t n) {
+        store(out.p + r * out.ld + j, L::add(load(a.p + r * a.ld + j, n), load(p + j, n)), n);
+      });
+    }
+  }
+  void position_back(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    const int64_t height = plan.values[op.out].rows;
+    if (trains(op.weight)) {
+      for (int64_t r = 0; r < rows(op.out); ++r) {
+        T* p = g + op.weight + r % height * out.cols;
+        columns(out.cols, [&](int64_t j, int64_t n) {
+          store(p + j, L::add(load(p + j, n), load(out.d + r * out.ld + j, n)), n);
+        });
+      }
+    }
+    pass_back(out, a, rows(op.out), T(1), at.add_a);
+  }
+  // fn(element of out, element of a or -1), as offsets from the first row
+  template <class Fn>
+  DIF_INLINE void each_mapped(const ProgramOp& op, Fn fn) const {
+    const View a = view(op.a), out = view(op.out);
+    const int64_t from = plan.values[op.a].rows, to = plan.values[op.out].rows;
+    const int32_t* map = plan.maps + op.first;
+    for (int64_t i = 0; i < samples; ++i) {
+      for (int64_t r = 0; r < to; ++r) {
+        for (int64_t j = 0; j < out.cols; ++j) {
+          const int64_t e = map[r * out.cols + j];
+          fn((i * to + r) * out.ld + j, e < 0 ? -1 : (i * from + e / a.cols) * a.ld + e % a.cols);
+        }
+      }
+    }
+  }
+  void gather(const ProgramOp& op) const {
+    const View a = view(op.a), out = view(op.out);
+    each_mapped(op, [&](int64_t to, int64_t from) { out.p[to] = from < 0 ? T(0) : a.p[from]; });
+  }
+  void gather_back(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    if (!a.d) return;
+    if (!at.add_a) {
+      for (int64_t r = 0; r < rows(op.a); ++r) {
+        columns(a.cols, [&](int64_t j, int64_t n) { store(a.d + r * a.ld + j, L::set(0), n); });
+      }
+    }
+    each_mapped(op, [&](int64_t to, int64_t from) {
+      if (from >= 0) a.d[from] = a.d[from] + out.d[to];
+    });
+  }
+
+  // ---- norms over a row; extra holds (mean, 1 / deviation) of each row
+  template <bool centered>
+  void norm(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    const T inverse = T(1) / static_cast<T>(a.cols);
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      const T* x = a.p + r * a.ld;
+      T mean = 0;
+      if (centered) {
+        F sum = L::set(0);
+        columns(a.cols, [&](int64_t j, int64_t n) { sum = L::add(sum, load(x + j, n)); });
+        mean = L::total(sum) * inverse;
+      }
+      F sum = L::set(0);
+      columns(a.cols, [&](int64_t j, int64_t n) {
+        const F d = L::select(L::first(static_cast<int>(n)), L::sub(load(x + j, n), L::set(mean)), L::set(0));
+        sum = L::fma(d, d, sum);
+      });
+      const T scale = T(1) / root(L::total(sum) * inverse + static_cast<T>(op.factor));
+      s[at.extra + 2 * r] = mean;
+      s[at.extra + 2 * r + 1] = scale;
+      columns(a.cols, [&](int64_t j, int64_t n) {
+        F v = L::mul(L::sub(load(x + j, n), L::set(mean)), L::set(scale));
+        if (op.weight >= 0) v = L::mul(v, load(w + op.weight + j, n));
+        if (op.bias >= 0) v = L::add(v, load(w + op.bias + j, n));
+        store(out.p + r * out.ld + j, v, n);
+      });
+    }
+  }
+  static DIF_INLINE float root(float x) { return __builtin_sqrtf(x); }
+  static DIF_INLINE double root(double x) { return __builtin_sqrt(x); }
+  // With h the normalized row and u = W d_out: d_a = scale (u - mean u - h mean(u h)); the RMS norm has no
+  // mean u.
+  template <bool centered>
+  void norm_back(const ProgramOp& op, const OpPlan& at) const {
+    const View a = view(op.a), out = view(op.out);
+    const T inverse = T(1) / static_cast<T>(a.cols);
+    const bool train_w = trains(op.weight), train_b = trains(op.bias);
+    for (int64_t r = 0; r < rows(op.out); ++r) {
+      const T* x = a.p + r * a.ld;
+      const T* d = out.d + r * out.ld;
+      const F mean = L::set(s[at.extra + 2 * r]), scale = L::set(s[at.extra + 2 * r + 1]);
+      F sum_u = L::set(0), sum_uh = L::set(0);
+      columns(a.cols, [&](int64_t j, int64_t n) {
+        const F h = L::mul(L::sub(load(x + j, n), mean), scale);
+        const F v = load(d + j, n);
+        const F u = op.weight >= 0 ? L::mul(v, load(w + op.weight + j, n)) : v;
+        sum_u = L::add(sum_u, u);
+        sum_uh = L::fma(u, h, sum_uh);
+        if (train_w) store(g + op.weight + j, L::fma(v, h, load(g + op.weight + j, n)), n);
+        if (train_b) store(g + op.bias + j, L::add(v, load(g + op.bias + j, n)), n);
+      });
+      if (!a.d) continue;
+      const F mean_u = L::set(centered ? L::total(sum_u) * inverse : T(0)),
+              mean_uh = L::set(L::total(sum_uh) * inverse);
+      T* to = a.d + r * a.ld;
+      columns(a.cols, [&](int64_t j, int64_t n) {
+        const F h = L::mul(L::sub(load(x + j, n), mean), scale);
+        const F v = load(d + j, n);
+        const F u = op.weight >= 0 ? L::mul(v, load(w + op.weight + j, n)) : v;
+        const F back = L::mul(scale, L::sub(L::sub(u, mean_u), L::mul(h, mean_uh)));
+        store(to + j, joined(back, to + j, n, at.add_a), n);
+      });
+    }
+  }
+
+  // ---- attention; extra holds the probabilities (samples, heads, T, ld), then three blocks of working
+  // memory
+  struct Heads {
+    int64_t t, d, ld, blocks;
+    T *turned, *back;
+  };
+  DIF_INLINE Heads heads(const ProgramOp& op, const OpPlan& at) const {
+    const int64_t t = plan.values[op.a].rows, d = plan.values[op.a].cols / op.heads, ld = (t + 15) / 16 * 16;
+    T* work = s + at.extra + plan.block * op.heads * t * ld;
+    return {t, d, ld, op.causal ? 16 : t, work, work + d * ld};
+  }
+  // Row blocks of a causal square reach `wide` columns: fn(row, rows, wide).
+  template <class Fn>
+  static DIF_INLINE void row_blocks(const Heads& h, Fn fn) {
+    for (int64_t r = 0; r < h.t; r += h.blocks) {
+      const int64_t count = h.t - r < h.blocks ? h.t - r : h.blocks;
+      fn(r, count, r + count);
+    }
+  }
+  void attention(const ProgramOp& op, const OpPlan& at) const {
+    const Heads h = heads(op, at);
+    const View q = view(op.a), k = view(op.b), v = view(op.c), out = view(op.out);
+    const T factor = static_cast<T>(op.factor);
+    for (int64_t i = 0; i < samples; ++i) {
+      for (int64_t n = 0; n < op.heads; ++n) {
+        const int64_t row = i * h.t, column = n * h.d;
+        T* p = s + at.extra + (i * op.heads + n) * h.t * h.ld;
+        transpose<L>(h.t, h.d, k.p + row * k.ld + column, k.ld, h.turned, h.ld);
+        row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
+          G::run(count, wide, h.d, {q.p + (row + r) * q.ld + column, q.ld, 1}, h.turned, h.ld, p + r * h.ld, h.ld,
+                 nullptr, false);
+          for (int64_t e = r; e < r + count; ++e) softmax_row(p + e * h.ld, op.causal ? e + 1 : h.t, wide, factor);
+          G::run(count, h.d, wide, {p + r * h.ld, h.ld, 1}, v.p + row * v.ld + column, v.ld,
+                 out.p + (row + r) * out.ld + column, out.ld, nullptr, false);
+        });
+      }
+    }
+  }
+  // p[0 .. live) <- softmax(factor p), p[live .. wide) <- 0
+  static DIF_INLINE void softmax_row(T* p, int64_t live, int64_t wide, T factor) {
+    const F k = L::set(factor), low = L::set(static_cast<T>(-3e38));
+    F top = low;
+    columns(live, [&](int64_t j, int64_t n) {
+      const F v = L::mul(k, load(p + j, n));
+      top = L::max(L::select(L::first(static_cast<int>(n)), v, low), top);
+    });
+    const F peak = L::set(L::largest(top));
+    F sum = L::set(0);
+    columns(live, [&](int64_t j, int64_t n) {
+      const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(L::mul(k, load(p + j, n)), peak)), L::set(0));
+      sum = L::add(sum, e);
+      store(p + j, e, n);
+    });
+    const F inverse = L::set(T(1) / L::total(sum));
+    columns(live, [&](int64_t j, int64_t n) { store(p + j, L::mul(load(p + j, n), inverse), n); });
+    for (int64_t j = live; j < wide; ++j) p[j] = 0;
+  }
+  // d_s = p (d_p - sum(p d_p)) factor, on d_p in place
+  static DIF_INLINE void softmax_row_back(const T* p, T* d, int64_t wide, T factor) {
+    F sum = L::set(0);
+    columns(wide, [&](int64_t j, int64_t n) { sum = L::fma(load(p + j, n), load(d + j, n), sum); });
+    const F mean = L::set(L::total(sum)), k = L::set(factor);
+    columns(wide, [&](int64_t j, int64_t n) {
+      store(d + j, L::mul(L::mul(load(p + j, n), k), L::sub(load(d + j, n), mean)), n);
+    });
+  }
+  void attention_back(const ProgramOp& op, const OpPlan& at) const {
+    const Heads h = heads(op, at);
+    const View q = view(op.a), k = view(op.b), v = view(op.c), out = view(op.out);
+    const T factor = static_cast<T>(op.factor);
+    for (int64_t i = 0; i < samples; ++i) {
+      for (int64_t n = 0; n < op.heads; ++n) {
+        const int64_t row = i * h.t, column = n * h.d;
+        const T* p = s + at.extra + (i * op.heads + n) * h.t * h.ld;
+        const T* d_out = out.d + row * out.ld + column;
+        transpose<L>(h.t, h.d, v.p + row * v.ld + column, v.ld, h.turned, h.ld);
+        row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
+          T* d_p = h.back + r * h.ld;
+          G::run(count, wide, h.d, {d_out + r * out.ld, out.ld, 1}, h.turned, h.ld, d_p, h.ld, nullptr, false);
+          for (int64_t e = 0; e < count; ++e) softmax_row_back(p + (r + e) * h.ld, d_p + e * h.ld, wide, factor);
+          if (q.d) {
+            G::run(count, h.d, wide, {d_p, h.ld, 1}, k.p + row * k.ld + column, k.ld, q.d + (row + r) * q.ld + column,
+                   q.ld, nullptr, at.add_a);
+          }
+        });
+        // Columns c .. c + count of a causal square begin at row c.
+        row_blocks(h, [&](int64_t c, int64_t count, int64_t) {
+          const int64_t from = op.causal ? c : 0, deep = h.t - from;
+          if (k.d) {
+            G::run(count, h.d, deep, {h.back + from * h.ld + c, 1, h.ld}, q.p + (row + from) * q.ld + column, q.ld,
+                   k.d + (row + c) * k.ld + column, k.ld, nullptr, at.add_b);
+          }
+          if (v.d) {
+            G::run(count, h.d, deep, {p + from * h.ld + c, 1, h.ld}, d_out + from * out.ld, out.ld,
+                   v.d + (row + c) * v.ld + column, v.ld, nullptr, at.add_c);
+          }
+        });
+      }
+    }
+  }
+
+  // ---- losses: one number for each sample, and the gradient of their mean over the batch
+  void squared(double* losses) const {
+    const View p = view(plan.loss.prediction);
+    const int64_t height = plan.values[plan.loss.prediction].rows;
+    const T factor = static_cast<T>(plan.loss.factor);
+    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+    const T* importance = plan.loss.importance >= 0 ? w + plan.loss.importance : nullptr;
+    for (int64_t i = 0; i < samples; ++i) {
+      const T* y = batch.y + sample(i) * batch.y_size;
+      F sum = L::set(0);
+      for (int64_t r = 0; r < height; ++r) {
+        const int64_t at = (i * height + r) * p.ld;
+        columns(p.cols, [&](int64_t j, int64_t n) {
+          const F e = L::sub(load(p.p + at + j, n), load(y + r * p.cols + j, n));
+          const F u = importance ? L::mul(e, load(importance + r * p.cols + j, n)) : e;
+          sum = L::fma(u, e, sum);
+          if (p.d) store(p.d + at + j, L::mul(slope, u), n);
+        });
+      }
+      losses[first + i] = static_cast<double>(L::total(sum)) * static_cast<double>(factor);
+    }
+  }
+  void cross_entropy(double* losses) const {
+    const View p = view(plan.loss.prediction);
+    const int64_t height = plan.values[plan.loss.prediction].rows;
+    const T slope = static_cast<T>(plan.loss.factor / static_cast<double>(batch.count));
+    const F low = L::set(static_cast<T>(-3e38));
+    for (int64_t i = 0; i < samples; ++i) {
+      const int32_t* classes = batch.classes + sample(i) * batch.class_size;
+      double loss = 0.0;
+      for (int64_t r = 0; r < height; ++r) {
+        T* x = p.p + (i * height + r) * p.ld;
+        T* d = p.d ? p.d + (i * height + r) * p.ld : nullptr;
+        const int32_t y = classes[r];
+        if (y < 0) {
+          if (d) columns(p.cols, [&](int64_t j, int64_t n) { store(d + j, L::set(0), n); });
+          continue;
+        }
+        F top = low;
+        columns(p.cols, [&](int64_t j, int64_t n) {
+          top = L::max(L::select(L::first(static_cast<int>(n)), load(x + j, n), low), top);
+        });
+        const T peak = L::largest(top), chosen = x[y];
+        const F shift = L::set(peak);
+        F sum = L::set(0);
+        columns(p.cols, [&](int64_t j, int64_t n) {
+          const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(load(x + j, n), shift)), L::set(0));
+          sum = L::add(sum, e);
+          store(x + j, e, n);
+        });
+        const T total = L::total(sum);
+        T logarithm[16];
+        L::store(logarithm, log<L>(L::set(total)));
+        loss += static_cast<double>(logarithm[0]) + (static_cast<double>(peak) - static_cast<double>(chosen));
+        if (d) {
+          const F k = L::set(slope / total);
+          columns(p.cols, [&](int64_t j, int64_t n) { store(d + j, L::mul(k, load(x + j, n)), n); });
+          d[y] = d[y] - slope;
+        }
+      }
+      losses[first + i] = loss * plan.loss.factor;
+    }
+  }
+
+  // ---- the walk
+  void forward() const {
+    for (int32_t i = 0; i < plan.op_count; ++i) {
+      const ProgramOp& op = plan.ops[i];
+      const OpPlan& at = plan.steps[i];
+      switch (op.kind) {
+        case op_input:
+          input(op);
+          break;
+        case op_linear:
+          linear(op, at);
+          break;
+        case op_activation:
+          activation(op, at);
+          break;
+        case op_add:
+          add(op);
+          break;
+        case op_scale:
+          scale(op);
+          break;
+        case op_embedding:
+          embedding(op);
+          break;
+        case op_position:
+          position(op);
+          break;
+        case op_layer_norm:
+          norm<true>(op, at);
+          break;
+        case op_rms_norm:
+          norm<false>(op, at);
+          break;
+        case op_attention:
+          attention(op, at);
+          break;
+        case op_gather:
+          gather(op);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  void backward() const {
+    for (int64_t i = 0; i < plan.cleared; i += 16) L::store(s + i, L::set(0));
+    for (int32_t i = plan.op_count - 1; i >= 0; --i) {
+      const ProgramOp& op = plan.ops[i];
+      const OpPlan& at = plan.steps[i];
+      if (plan.places[op.out].grad < 0) continue;
+      switch (op.kind) {
+        case op_linear:
+          linear_back(op, at);
+          break;
+        case op_activation:
+          activation_back(op, at);
+          break;
+        case op_add:
+          pass_back(view(op.out), view(op.a), rows(op.out), T(1), at.add_a);
+          pass_back(view(op.out), view(op.b), rows(op.out), T(1), at.add_b);
+          break;
+        case op_scale:
+          pass_back(view(op.out), view(op.a), rows(op.out), static_cast<T>(op.factor), at.add_a);
+          break;
+        case op_embedding:
+          embedding_back(op);
+          break;
+        case op_position:
+          position_back(op, at);
+          break;
+        case op_layer_norm:
+          norm_back<true>(op, at);
+          break;
+        case op_rms_norm:
+          norm_back<false>(op, at);
+          break;
+        case op_attention:
+          attention_back(op, at);
+          break;
+        case op_gather:
+          gather_back(op, at);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+
+  // Per-sample losses (batch.count), their sum, and the gradient (total) of their mean unless g is null.
+  static double run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses) {
+    for (int32_t i = 0; i < plan.op_count; ++i) {
+      const ProgramOp& op = plan.ops[i];
+      const OpPlan& at = plan.steps[i];
+      if (op.kind != op_linear || at.turned < 0) continue;
+      const int64_t in = plan.values[op.a].cols, out = plan.values[op.out].cols;
+      transpose<L>(op.transposed ? in : out, op.transposed ? out : in, w + op.weight, op.transposed ? out : in,
+                   s + at.turned, at.turned_ld);
+    }
+    if (g) {
+      for (int64_t i = 0; i < plan.total; ++i) g[i] = 0;
+    }
+    for (int64_t first = 0; first < batch.count; first += plan.block) {
+      const int64_t samples = batch.count - first < plan.block ? batch.count - first : plan.block;
+      const Matrix pass{plan, w, g, s, batch, first, samples};
+      pass.forward();
+      if (plan.loss.kind == loss_squared) {
+        pass.squared(losses);
+      } else {
+        pass.cross_entropy(losses);
+      }
+      if (g) pass.backward();
+    }
+    double total = 0.0;
+    for (int64_t i = 0; i < batch.count; ++i) total += losses[i];
+    return total;
+  }
+};
+
+}  // namespace dif

@@ -1,0 +1,224 @@
+// Lays a Program out in memory: blocks of samples, values, gradients, and what forward leaves for backward.
+#include <algorithm>
+#include <utility>
+
+#include "cpu/engine.hpp"
+
+namespace dif {
+namespace {
+
+constexpr int64_t matrix_rows = 256;    // rows of the tallest value in one block of samples
+constexpr int64_t small_samples = 256;  // samples of a block with samples in the lanes
+constexpr int64_t small_columns = 32;   // samples of a block with chains in the lanes
+constexpr int64_t small_width = 32;     // widest value of a small layout
+constexpr int64_t small_parameters = 4096;
+
+int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+
+template <class T>
+T& at(std::vector<T>& v, int64_t i) {
+  return v[static_cast<size_t>(i)];
+}
+template <class T>
+const T& at(const std::vector<T>& v, int64_t i) {
+  return v[static_cast<size_t>(i)];
+}
+
+int32_t root(const std::vector<ProgramValue>& values, int32_t v) {
+  return at(values, v).base < 0 ? v : at(values, v).base;
+}
+
+// Plain networks of narrow layers, whose inputs meet linear maps only.
+bool narrow(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops, int64_t dim) {
+  if (dim > small_parameters) return false;
+  for (const ProgramValue& v : values) {
+    if (v.rows != 1 || v.base >= 0 || v.cols > small_width) return false;
+  }
+  std::vector<char> input(values.size(), 0);
+  for (const ProgramOp& op : ops) {
+    if (op.kind == op_input) at(input, op.out) = 1;
+    const bool known = op.kind == op_input || op.kind == op_linear || op.kind == op_activation || op.kind == op_add ||
+                       op.kind == op_scale || (op.kind == op_position && op.size == 1);
+    if (!known) return false;
+    for (const int32_t v : {op.a, op.b}) {
+      if (v >= 0 && at(input, v) && op.kind != op_linear) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+int64_t LaidOut::take(int64_t floats) {
+  const int64_t here = taken_;
+  taken_ += round16(floats);
+  return here;
+}
+
+// Who needs a gradient, and, in the order of the backward pass, who writes it first and who adds.
+void LaidOut::share_gradients(Plan& plan) {
+  const size_t count = values_.size();
+  needs_.assign(count, 0);
+  sliced_.assign(count, 0);
+  written_.assign(count, 0);
+  const auto trains = [&plan](int64_t offset) { return offset >= 0 && offset < plan.dim; };
+  for (const ProgramOp& op : ops_) {
+    bool need = trains(op.weight) || trains(op.bias);
+    for (const int32_t v : {op.a, op.b, op.c}) need = need || (v >= 0 && at(needs_, root(values_, v)));
+    at(needs_, op.out) = need;
+  }
+  for (size_t v = 0; v < count; ++v) {
+    if (values_[v].base < 0) continue;
+    needs_[v] = at(needs_, values_[v].base);
+    at(sliced_, values_[v].base) = sliced_[v] = 1;
+  }
+  steps_.assign(ops_.size(), OpPlan{-1, -1, 0, false, false, false, false, -1});
+  const auto ask = [this](int32_t v, bool& add) {
+    if (v < 0 || !at(needs_, v)) return;
+    add = at(written_, v) || at(sliced_, v);
+    at(written_, v) = 1;
+    at(written_, root(values_, v)) = 1;
+  };
+  bool first = false;
+  ask(plan.loss.prediction, first);
+  for (size_t i = ops_.size(); i-- > 0;) {
+    if (!at(written_, ops_[i].out)) continue;
+    ask(ops_[i].a, steps_[i].add_a);
+    ask(ops_[i].b, steps_[i].add_b);
+    ask(ops_[i].c, steps_[i].add_c);
+  }
+}
+
+void LaidOut::place_matrix(Plan& plan) {
+  const size_t count = values_.size();
+  int64_t tallest = 1;
+  for (const ProgramValue& v : values_) tallest = std::max<int64_t>(tallest, v.rows);
+  const int64_t block = plan.block = std::max<int64_t>(1, matrix_rows / tallest);
+  const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
+  for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);
+  // Gradients that begin at zero, because slices write them piece by piece, lie together at the front.
+  for (const bool front : {true, false}) {
+    for (size_t v = 0; v < count; ++v) {
+      if (values_[v].base < 0 && needs_[v] && written_[v] && static_cast<bool>(sliced_[v]) == front) {
+        places_[v].grad = take(size(static_cast<int64_t>(v)));
+      }
+    }
+    if (front) plan.cleared = taken_;
+  }
+  for (size_t v = 0; v < count; ++v) {
+    if (values_[v].base < 0) places_[v].at = take(size(static_cast<int64_t>(v)));
+  }
+  for (size_t v = 0; v < count; ++v) {
+    const ProgramValue& value = values_[v];
+    if (value.base < 0) continue;
+    const ValuePlan& base = at(places_, value.base);
+    places_[v] = {base.at + value.column, base.grad < 0 ? -1 : base.grad + value.column, base.ld};
+  }
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const ProgramOp& op = ops_[i];
+    OpPlan& step = steps_[i];
+    if (op.kind == op_layer_norm || op.kind == op_rms_norm) {
+      step.extra = take(2 * block * at(values_, op.out).rows);
+    } else if (op.kind == op_attention) {
+      const int64_t t = at(values_, op.a).rows, d = at(values_, op.a).cols / op.heads;
+      step.extra = take(block * op.heads * t * round16(t) + (d + t) * round16(t));
+    } else if (op.activation > act_sigmoid) {
+      step.extra = take(size(op.out));
+    }
+    // W is used as it lies in one direction and transposed in the other; without a backward product, once.
+    if (op.kind != op_linear || (op.transposed && at(places_, op.a).grad < 0)) continue;
+    const int64_t in = at(values_, op.a).cols, out = at(values_, op.out).cols;
+    step.turned_ld = round16(op.transposed ? in : out);
+    step.turned = take((op.transposed ? out : in) * step.turned_ld);
+  }
+}
+
+void LaidOut::place_small(Plan& plan, Layout layout) {
+  const bool chains = layout == layout_chains;
+  plan.block = chains ? small_columns : small_samples;
+  const int64_t columns = chains ? plan.block : plan.block / 16;
+  const auto size = [&](int64_t v) { return at(values_, v).cols * columns * 16; };
+  std::vector<int32_t> producer(values_.size(), -1), readers(values_.size(), 0);
+  for (size_t v = 0; v < values_.size(); ++v) {
+    places_[v].ld = 16;
+    if (needs_[v] && written_[v]) places_[v].grad = take(size(static_cast<int64_t>(v)));
+  }
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const ProgramOp& op = ops_[i];
+    if (op.kind == op_input && chains) {
+      at(places_, op.out) = {op.first, -1, 0};  // read where the data lie
+    } else {
+      at(places_, op.out).at = take(size(op.out));
+    }
+    if (op.activation > act_sigmoid) steps_[i].extra = take(size(op.out));
+    if (op.kind == op_linear) at(producer, op.out) = static_cast<int32_t>(i);
+    for (const int32_t v : {op.a, op.b}) {
+      if (v >= 0) ++at(readers, v);
+    }
+    const bool whole =
+        op.kind == op_input && op.first == 0 && at(values_, op.out).cols == at(values_, plan.loss.prediction).cols;
+    if (whole && !chains) plan.loss_input = op.out;
+  }
+  ++at(readers, plan.loss.prediction);
+  // An activation's slope joins its gradient where that has one writer.
+  const auto slope = [&](int32_t v) {
+    const int32_t i = v < 0 ? -1 : at(producer, v);
+    if (i < 0 || at(readers, v) != 1 || at(ops_, i).activation == act_none) return -1;
+    at(steps_, i).sloped = true;
+    return i;
+  };
+  plan.loss_slope = slope(plan.loss.prediction);
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    if (ops_[i].kind == op_linear) {
+      steps_[i].slope_a = slope(ops_[i].a);
+      if (ops_[i].activation == act_none) steps_[i].sloped = true;
+    }
+  }
+  if (!chains) {
+    plan.targets = take(size(plan.loss.prediction));
+    plan.sums = take(plan.dim * 16);
+  }
+}
+
+LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
+                 const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total)
+    : values_(values), ops_(ops), plan_{} {
+  plan_.loss = loss;
+  plan_.dim = dim;
+  plan_.total = total;
+  plan_.loss_slope = plan_.loss_input = -1;
+  share_gradients(plan_);
+  places_.assign(values_.size(), ValuePlan{0, -1, 0});
+  if (layout == layout_matrix) {
+    place_matrix(plan_);
+  } else {
+    place_small(plan_, layout);
+  }
+  plan_.values = values_.data();
+  plan_.ops = ops_.data();
+  plan_.places = places_.data();
+  plan_.steps = steps_.data();
+  plan_.maps = maps.data();
+  plan_.value_count = static_cast<int32_t>(values_.size());
+  plan_.op_count = static_cast<int32_t>(ops_.size());
+  plan_.scratch = taken_ + 64;  // loads of whole registers may pass the end
+}
+
+CompiledProgram::CompiledProgram(std::vector<ProgramValue> values, std::vector<ProgramOp> ops,
+                                 std::vector<int32_t> maps, ProgramLoss loss, int64_t dim, int64_t total)
+    : values_(std::move(values)), ops_(std::move(ops)), maps_(std::move(maps)) {
+  layouts_.reserve(3);
+  layouts_.emplace_back(layout_matrix, values_, ops_, maps_, loss, dim, total);
+  if (!narrow(values_, ops_, dim)) return;
+  layouts_.emplace_back(layout_samples, values_, ops_, maps_, loss, dim, total);
+  layouts_.emplace_back(layout_chains, values_, ops_, maps_, loss, dim, total);
+}
+
+Layout CompiledProgram::layout(int32_t mode) const {
+  if (layouts_.size() == 1) return layout_matrix;
+  return mode == batch_shared ? layout_chains : layout_samples;
+}
+
+const Plan& CompiledProgram::plan(Layout layout) const { return layouts_[static_cast<size_t>(layout)].plan(); }
+
+}  // namespace dif

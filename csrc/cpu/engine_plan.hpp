@@ -1,0 +1,57 @@
+// What a pass over a Program needs to know beside it: where each value of a block of samples lies in scratch
+// memory. Plain data, made once by engine.cpp.
+#pragma once
+#include <cstdint>
+
+#include "core/program.hpp"
+
+namespace dif {
+
+struct ValuePlan {
+  int64_t at, grad;  // offsets in scratch of row 0 and of its gradient; grad = -1: nobody asks for it
+  int64_t ld;        // row stride
+};
+
+struct OpPlan {
+  int64_t extra;              // offset in scratch of what the forward pass leaves for the backward pass, or -1
+  int64_t turned, turned_ld;  // the transposed copy of the weight, or -1
+  bool add_a, add_b, add_c;   // this gradient joins others already there
+  bool sloped;                // the gradient of `out` arrives multiplied by the slope of this activation
+  int32_t slope_a;            // the operation whose slope this one's gradient of `a` is multiplied by, or -1
+};
+
+// Which of the two kinds of passes a plan is for (engine_matrix.hpp, engine_small.hpp), and what its lanes
+// hold.
+enum Layout : int32_t { layout_matrix = 0, layout_samples = 1, layout_chains = 2 };
+
+struct Plan {
+  const ProgramValue* values;
+  const ProgramOp* ops;
+  const ValuePlan* places;
+  const OpPlan* steps;
+  const int32_t* maps;
+  int32_t value_count, op_count;
+  ProgramLoss loss;
+  int64_t dim, total;  // trainable and all parameters
+  int64_t block;       // samples in one block
+  int64_t cleared;     // floats at the beginning of scratch that a backward pass starts from zero
+  int64_t scratch;     // floats in all
+  // of the small layouts only
+  int64_t targets, sums;  // offsets of the gathered targets, of the weight gradients lane by lane
+  int32_t loss_slope;     // the operation whose slope the loss's gradient is multiplied by, or -1
+  int32_t loss_input;     // the input value that can serve as target, or -1
+};
+
+// The data set, row by row, and the samples of one batch.
+template <class T>
+struct Batch {
+  const T* x;              // (n, x_size), or null
+  const T* y;              // (n, y_size), or null
+  const int32_t* tokens;   // (n, token_size), or null
+  const int32_t* classes;  // (n, class_size), or null
+  int64_t x_size, y_size, token_size, class_size;
+  const int32_t* index;  // (count)
+  int64_t count;
+};
+
+}  // namespace dif

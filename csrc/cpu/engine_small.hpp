@@ -1,0 +1,499 @@
+// Passes over a Program whose layers are too narrow to fill registers along a row: a register holds one
+// number of sixteen samples, or of sixteen chains.
+//
+//   samples in the lanes  one chain, its weights broadcast; for batches of its own
+//   chains in the lanes   sixteen chains, their weights in registers, inputs broadcast; for batches that
+//   chains share
+//
+// A value is (cols, columns, 16): `columns` registers side by side, of samples by sixteens or of samples one
+// by one. Weight gradients add up in one register each; with samples in the lanes they are summed over the
+// lanes at the end of the batch. All products are one tile kernel with different operands.
+#pragma once
+#include "core/math.hpp"
+#include "cpu/engine_matrix.hpp"
+#include "cpu/engine_plan.hpp"
+
+namespace dif {
+
+template <class L, bool chains>
+struct Small {
+  using T = typename L::T;
+  using F = typename L::F;
+  using M = Matrix<L>;
+  static constexpr int tile = L::tile;             // rows of a tile; tile^2 sums stay in registers
+  static constexpr int64_t per = chains ? 1 : 16;  // samples in a register
+  static constexpr int64_t lanes = 16;
+
+  const Plan& plan;
+  const T* w;  // (total), or (total, 16)
+  T* g;        // (total, 16), or null: losses only
+  T* s;        // scratch
+  const Batch<T>& batch;
+  int64_t first, samples, columns, stride;
+  const T** rows;  // (columns) inputs of each sample, with chains in the lanes
+  double* sums;    // (16) losses summed in each lane
+
+  struct View {
+    T* p;
+    T* d;
+    int64_t cols;
+  };
+  DIF_INLINE View view(int32_t v) const {
+    const ValuePlan& at = plan.places[v];
+    return {s + at.at, g && at.grad >= 0 ? s + at.grad : nullptr, plan.values[v].cols};
+  }
+  DIF_INLINE bool trains(int64_t offset) const { return offset >= 0 && offset < plan.dim; }
+  DIF_INLINE int64_t at(int64_t row, int64_t column) const { return (row * stride + column) * lanes; }
+  DIF_INLINE F weight(int64_t i) const {
+    if constexpr (chains) return L::load(w + lanes * i);
+    return L::set(w[i]);
+  }
+  // The weights of one product: element (row, inner) at base + row * a + inner * b.
+  struct Weights {
+    int64_t base, a, b;
+  };
+  static DIF_INLINE Weights forward_weights(const ProgramOp& op, int64_t in, int64_t out) {
+    return op.transposed ? Weights{op.weight, 1, out} : Weights{op.weight, in, 1};
+  }
+  static DIF_INLINE Weights backward_weights(const ProgramOp& op, int64_t in, int64_t out) {
+    return op.transposed ? Weights{op.weight, out, 1} : Weights{op.weight, 1, in};
+  }
+
+  // ---- tiles. Fn(row, column, sum) ends a tile's element; X(inner, column) reads the right operand.
+  template <int R, int C, class X, class Start, class End>
+  DIF_INLINE void product_tile(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
+    F sum[R][C];
+    for (int i = 0; i < R; ++i) {
+      const F from = start(r + i);
+      for (int j = 0; j < C; ++j) sum[i][j] = from;
+    }
+    for (int64_t k = 0; k < inner; ++k) {
+      F right[C];
+#pragma GCC unroll 8
+      for (int j = 0; j < C; ++j) right[j] = x(k, c + j);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const F left = weight(m.base + (r + i) * m.a + k * m.b);
+#pragma GCC unroll 8
+        for (int j = 0; j < C; ++j) sum[i][j] = L::fma(left, right[j], sum[i][j]);
+      }
+    }
+    for (int i = 0; i < R; ++i) {
+      for (int j = 0; j < C; ++j) end(r + i, c + j, sum[i][j]);
+    }
+  }
+  template <int R, int C, class X, class Start, class End>
+  DIF_INLINE void product_columns(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
+    for (; c + C <= columns; c += C) product_tile<R, C>(m, inner, r, c, x, start, end);
+    if constexpr (C > 1) {
+      if (c < columns) product_columns<R, C / 2>(m, inner, r, c, x, start, end);
+    }
+  }
+  template <int R, class X, class Start, class End>
+  DIF_INLINE void product_rows(Weights m, int64_t height, int64_t inner, int64_t r, X x, Start start, End end) const {
+    constexpr int C = tile * tile / R > 8 ? 8 : tile * tile / R;
+    for (; r + R <= height; r += R) product_columns<R, C>(m, inner, r, 0, x, start, end);
+    if constexpr (R > 1) {
+      if (r < height) product_rows<R / 2>(m, height, inner, r, x, start, end);
+    }
+  }
+  // Weight gradients: element (row, inner) += sum over columns of d (row, column) x (inner, column).
+  template <int R, int C, class X>
+  DIF_INLINE void outer_tile(Weights m, int64_t r, int64_t k, const T* d, X x) const {
+    F sum[R][C];
+    for (int i = 0; i < R; ++i) {
+      for (int j = 0; j < C; ++j) sum[i][j] = L::load(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b));
+    }
+    for (int64_t c = 0; c < columns; ++c) {
+      F right[C];
+#pragma GCC unroll 8
+      for (int j = 0; j < C; ++j) right[j] = x(k + j, c);
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) {
+        const F left = L::load(d + at(r + i, c));
+#pragma GCC unroll 8
+        for (int j = 0; j < C; ++j) sum[i][j] = L::fma(left, right[j], sum[i][j]);
+      }
+    }
+    for (int i = 0; i < R; ++i) {
+      for (int j = 0; j < C; ++j) L::store(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b), sum[i][j]);
+    }
+  }
+  template <int R, int C, class X>
+  DIF_INLINE void outer_columns(Weights m, int64_t inner, int64_t r, int64_t k, const T* d, X x) const {
+    for (; k + C <= inner; k += C) outer_tile<R, C>(m, r, k, d, x);
+    if constexpr (C > 1) {
+      if (k < inner) outer_columns<R, C / 2>(m, inner, r, k, d, x);
+    }
+  }
+  template <int R, class X>
+  DIF_INLINE void outer_rows(Weights m, int64_t height, int64_t inner, int64_t r, const T* d, X x) const {
+    for (; r + R <= height; r += R) outer_columns<R, tile>(m, inner, r, 0, d, x);
+    if constexpr (R > 1) {
+      if (r < height) outer_rows<R / 2>(m, height, inner, r, d, x);
+    }
+  }
+
+  // ---- activation functions. The slope of an operation's activation joins its gradient where that is
+  // written last.
+  template <class Fn>
+  static DIF_INLINE void for_activation(int kind, Fn fn) {
+    switch (kind) {
+      case act_relu:
+        fn(Kind<act_relu>{});
+        break;
+      case act_tanh:
+        fn(Kind<act_tanh>{});
+        break;
+      case act_sigmoid:
+        fn(Kind<act_sigmoid>{});
+        break;
+      case act_gelu:
+        fn(Kind<act_gelu>{});
+        break;
+      case act_gelu_tanh:
+        fn(Kind<act_gelu_tanh>{});
+        break;
+      case act_silu:
+        fn(Kind<act_silu>{});
+        break;
+      default:
+        fn(Kind<act_none>{});
+    }
+  }
+  template <int k>
+  struct Kind {
+    static constexpr int value = k;
+  };
+  // d act'(x), from the output y or from the slope kept at the same place.
+  template <int kind>
+  static DIF_INLINE F sloped(F d, const T* y, const T* slope) {
+    if constexpr (kind == act_none) return d;
+    if constexpr (kind > act_sigmoid) return L::mul(d, L::load(slope));
+    const F o = L::load(y), one = L::set(1);
+    if constexpr (kind == act_relu) return L::select(L::greater(o, L::set(0)), d, L::set(0));
+    if constexpr (kind == act_tanh) return L::mul(d, L::fma(L::negate(o), o, one));
+    return L::mul(d, L::mul(o, L::sub(one, o)));
+  }
+  DIF_INLINE int activation_of(int32_t producer) const {
+    return producer < 0 ? act_none : plan.ops[producer].activation;
+  }
+  DIF_INLINE const T* slope_of(int32_t producer) const { return producer < 0 ? s : s + plan.steps[producer].extra; }
+
+  // ---- operations
+  template <class X>
+  DIF_INLINE void linear_from(const ProgramOp& op, const OpPlan& place, X x) const {
+    const View a = view(op.a), out = view(op.out);
+    T* slope = s + place.extra;
+    for_activation(op.activation, [&](auto kind) {
+      product_rows<tile>(
+          forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, x,
+          [&](int64_t r) { return op.bias >= 0 ? weight(op.bias + r) : L::set(0); },
+          [&](int64_t r, int64_t c, F v) {
+            F d = L::set(0);
+            L::store(out.p + at(r, c), M::template act<decltype(kind)::value>(v, d));
+            if constexpr (decltype(kind)::value > act_sigmoid) L::store(slope + at(r, c), d);
+          });
+    });
+  }
+  template <class X>
+  DIF_INLINE void linear_gradient(const ProgramOp& op, X x) const {
+    const View a = view(op.a), out = view(op.out);
+    if (trains(op.weight)) outer_rows<tile>(forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, out.d, x);
+    if (trains(op.bias)) row_sums(out.d, out.cols, op.bias);
+  }
+  void row_sums(const T* d, int64_t height, int64_t offset) const {
+    for (int64_t r = 0; r < height; ++r) {
+      F sum = L::load(g + lanes * (offset + r));
+      for (int64_t c = 0; c < columns; ++c) sum = L::add(sum, L::load(d + at(r, c)));
+      L::store(g + lanes * (offset + r), sum);
+    }
+  }
+  DIF_INLINE bool reads_input(const ProgramOp& op) const { return chains && plan.places[op.a].ld == 0; }
+  void linear(const ProgramOp& op, const OpPlan& place) const {
+    const T* p = view(op.a).p;
+    if (reads_input(op)) {
+      const int64_t from = plan.places[op.a].at;
+      linear_from(op, place, [&](int64_t k, int64_t c) { return L::set(rows[c][from + k]); });
+    } else {
+      linear_from(op, place, [&](int64_t k, int64_t c) { return L::load(p + at(k, c)); });
+    }
+  }
+  void linear_back(const ProgramOp& op, const OpPlan& place) const {
+    const View a = view(op.a), out = view(op.out);
+    if (!place.sloped) apply_slope(op, place);
+    if (reads_input(op)) {
+      const int64_t from = plan.places[op.a].at;
+      linear_gradient(op, [&](int64_t k, int64_t c) { return L::set(rows[c][from + k]); });
+    } else {
+      linear_gradient(op, [&](int64_t k, int64_t c) { return L::load(a.p + at(k, c)); });
+    }
+    if (!a.d) return;
+    const T* slope = slope_of(place.slope_a);
+    for_activation(activation_of(place.slope_a), [&](auto kind) {
+      product_rows<tile>(
+          backward_weights(op, a.cols, out.cols), a.cols, out.cols, 0,
+          [&](int64_t k, int64_t c) { return L::load(out.d + at(k, c)); }, [](int64_t) { return L::set(0); },
+          [&](int64_t r, int64_t c, F v) {
+            T* d = a.d + at(r, c);
+            if (place.add_a) v = L::add(v, L::load(d));
+            L::store(d, sloped<decltype(kind)::value>(v, a.p + at(r, c), slope + at(r, c)));
+          });
+    });
+  }
+  void apply_slope(const ProgramOp& op, const OpPlan& place) const {
+    const View out = view(op.out);
+    const T* slope = s + place.extra;
+    for_activation(op.activation, [&](auto kind) {
+      each(out.cols, [&](int64_t i) {
+        L::store(out.d + i, sloped<decltype(kind)::value>(L::load(out.d + i), out.p + i, slope + i));
+      });
+    });
+  }
+  // fn(offset) for every register of a value
+  template <class Fn>
+  DIF_INLINE void each(int64_t height, Fn fn) const {
+    for (int64_t r = 0; r < height; ++r) {
+      for (int64_t c = 0; c < columns; ++c) fn(at(r, c));
+    }
+  }
+  void activation(const ProgramOp& op, const OpPlan& place) const {
+    const View a = view(op.a), out = view(op.out);
+    T* slope = s + place.extra;
+    for_activation(op.activation, [&](auto kind) {
+      each(out.cols, [&](int64_t i) {
+        F d = L::set(0);
+        L::store(out.p + i, M::template act<decltype(kind)::value>(L::load(a.p + i), d));
+        if constexpr (decltype(kind)::value > act_sigmoid) L::store(slope + i, d);
+      });
+    });
+  }
+  void pass_back(const View& out, const View& a, T factor, bool join) const {
+    if (!a.d) return;
+    const F k = L::set(factor);
+    each(out.cols, [&](int64_t i) {
+      const F v = L::mul(k, L::load(out.d + i));
+      L::store(a.d + i, join ? L::add(v, L::load(a.d + i)) : v);
+    });
+  }
+  void add(const ProgramOp& op) const {
+    const View a = view(op.a), b = view(op.b), out = view(op.out);
+    each(out.cols, [&](int64_t i) { L::store(out.p + i, L::add(L::load(a.p + i), L::load(b.p + i))); });
+  }
+  void scale(const ProgramOp& op) const {
+    const View a = view(op.a), out = view(op.out);
+    const F k = L::set(static_cast<T>(op.factor));
+    each(out.cols, [&](int64_t i) { L::store(out.p + i, L::mul(k, L::load(a.p + i))); });
+  }
+  void position(const ProgramOp& op) const {
+    const View a = view(op.a), out = view(op.out);
+    for (int64_t r = 0; r < out.cols; ++r) {
+      const F b = weight(op.weight + r);
+      for (int64_t c = 0; c < columns; ++c) L::store(out.p + at(r, c), L::add(L::load(a.p + at(r, c)), b));
+    }
+  }
+
+  // ---- data
+  // Element i of the chosen rows, for the sixteen samples of register c; past the last sample, that sample
+  // again.
+  template <class Row>
+  DIF_INLINE void columns_of(int64_t c, int64_t count, Row row, T* to) const {
+    for (int64_t f = 0; f < count; f += 4) {
+      F four[4];
+      L::columns4([&](int i) { return row(i) + f; }, four);
+      for (int64_t k = 0; k < 4 && f + k < count; ++k) L::store(to + at(f + k, c), four[k]);
+    }
+  }
+  DIF_INLINE const T* row_of(const T* data, int64_t size, int64_t i) const {
+    const int64_t last = samples - 1;
+    return data + static_cast<int64_t>(batch.index[first + (i < last ? i : last)]) * size;
+  }
+  void input(const ProgramOp& op) const {
+    if constexpr (!chains) {
+      const View out = view(op.out);
+      for (int64_t c = 0; c < columns; ++c) {
+        columns_of(c, out.cols, [&](int i) { return row_of(batch.x, batch.x_size, c * 16 + i) + op.first; }, out.p);
+      }
+    }
+  }
+  DIF_INLINE int live(int64_t c) const {  // samples in register c
+    const int64_t n = samples - c * 16;
+    return n < 16 ? static_cast<int>(n) : 16;
+  }
+
+  // ---- losses; adds to `sums`, and writes per-sample ones with samples in the lanes if asked
+  DIF_INLINE void record(F loss, int64_t c, double* losses) const {
+    T v[lanes];
+    L::store(v, loss);
+    for (int i = 0; i < lanes; ++i) sums[i] += static_cast<double>(v[i]);
+    if (losses && !chains) {
+      for (int i = 0; i < live(c); ++i) losses[first + c * 16 + i] = static_cast<double>(v[i]) * plan.loss.factor;
+    }
+  }
+  void squared(double* losses) const {
+    const View p = view(plan.loss.prediction);
+    const T* targets = s + plan.targets;
+    const bool own = plan.loss_input >= 0 && batch.y == batch.x;  // the target is the input
+    if constexpr (!chains) {
+      if (own) {
+        targets = view(plan.loss_input).p;
+      } else {
+        for (int64_t c = 0; c < columns; ++c) {
+          columns_of(c, p.cols, [&](int i) { return row_of(batch.y, batch.y_size, c * 16 + i); }, s + plan.targets);
+        }
+      }
+    }
+    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+    const T* kept = slope_of(plan.loss_slope);
+    for_activation(activation_of(plan.loss_slope), [&](auto kind) {
+      for (int64_t c = 0; c < columns; ++c) {
+        const auto alive = L::first(chains ? 16 : live(c));
+        const T* y = chains ? row_of(batch.y, batch.y_size, c) : nullptr;
+        F sum = L::set(0);
+        for (int64_t r = 0; r < p.cols; ++r) {
+          const F target = chains ? L::set(y[r]) : L::load(targets + at(r, c));
+          F e = L::sub(L::load(p.p + at(r, c)), target);
+          if (!chains && c + 1 == columns) e = L::select(alive, e, L::set(0));
+          const F u = plan.loss.importance >= 0 ? L::mul(e, weight(plan.loss.importance + r)) : e;
+          sum = L::fma(u, e, sum);
+          if (p.d)
+            L::store(p.d + at(r, c), sloped<decltype(kind)::value>(L::mul(slope, u), p.p + at(r, c), kept + at(r, c)));
+        }
+        record(sum, c, losses);
+      }
+    });
+  }
+  void cross_entropy(double* losses) const {
+    const View p = view(plan.loss.prediction);
+    const F zero = L::set(0), one = L::set(1);
+    const F slope = L::set(static_cast<T>(plan.loss.factor / static_cast<double>(batch.count)));
+    const T* kept = slope_of(plan.loss_slope);
+    for_activation(activation_of(plan.loss_slope), [&](auto kind) {
+      for (int64_t c = 0; c < columns; ++c) {
+        T classes[lanes];
+        const int64_t last = samples - 1;
+        for (int64_t i = 0; i < lanes; ++i) {
+          const int64_t k = chains ? c : c * 16 + i;
+          classes[i] =
+              k <= last ? static_cast<T>(batch.classes[static_cast<int64_t>(batch.index[first + k]) * batch.class_size])
+                        : T(-1);
+        }
+        const F y = L::load(classes);
+        F peak = L::load(p.p + at(0, c)), chosen = zero, total = zero;
+        for (int64_t r = 1; r < p.cols; ++r) peak = L::max(L::load(p.p + at(r, c)), peak);
+        for (int64_t r = 0; r < p.cols; ++r) {
+          const F x = L::load(p.p + at(r, c));
+          total = L::add(total, exp<L>(L::sub(x, peak)));
+          chosen = L::select(is(y, r), x, chosen);
+        }
+        const auto counted = L::greater(y, L::set(T(-0.5)));
+        record(L::select(counted, L::add(log<L>(total), L::sub(peak, chosen)), zero), c, losses);
+        if (!p.d) continue;
+        const F scaled = L::select(counted, L::div(slope, total), zero), unit = L::select(counted, slope, zero);
+        for (int64_t r = 0; r < p.cols; ++r) {
+          const F e = L::mul(exp<L>(L::sub(L::load(p.p + at(r, c)), peak)), scaled);
+          const F d = L::sub(e, L::select(is(y, r), unit, zero));
+          L::store(p.d + at(r, c), sloped<decltype(kind)::value>(d, p.p + at(r, c), kept + at(r, c)));
+        }
+      }
+    });
+    static_cast<void>(one);
+  }
+  static DIF_INLINE typename L::M is(F y, int64_t r) {  // |y - r| < 1 / 2
+    const F d = L::sub(y, L::set(static_cast<T>(r)));
+    return L::greater(L::set(T(0.25)), L::mul(d, d));
+  }
+
+  // ---- the walk
+  void forward() const {
+    for (int32_t i = 0; i < plan.op_count; ++i) {
+      const ProgramOp& op = plan.ops[i];
+      switch (op.kind) {
+        case op_input:
+          input(op);
+          break;
+        case op_linear:
+          linear(op, plan.steps[i]);
+          break;
+        case op_activation:
+          activation(op, plan.steps[i]);
+          break;
+        case op_add:
+          add(op);
+          break;
+        case op_scale:
+          scale(op);
+          break;
+        case op_position:
+          position(op);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+  void backward() const {
+    for (int32_t i = plan.op_count - 1; i >= 0; --i) {
+      const ProgramOp& op = plan.ops[i];
+      const OpPlan& place = plan.steps[i];
+      if (plan.places[op.out].grad < 0) continue;
+      const View out = view(op.out);
+      switch (op.kind) {
+        case op_linear:
+          linear_back(op, place);
+          break;
+        case op_activation:
+          apply_slope(op, place);
+          pass_back(out, view(op.a), T(1), place.add_a);
+          break;
+        case op_add:
+          pass_back(out, view(op.a), T(1), place.add_a);
+          pass_back(out, view(op.b), T(1), place.add_b);
+          break;
+        case op_scale:
+          pass_back(out, view(op.a), static_cast<T>(op.factor), place.add_a);
+          break;
+        case op_position:
+          if (trains(op.weight)) row_sums(out.d, out.cols, op.weight);
+          pass_back(out, view(op.a), T(1), place.add_a);
+          break;
+        default:
+          break;
+      }
+    }
+  }
+
+  // g: (total) with samples in the lanes, (total, 16) with chains in the lanes. sums (16): losses summed over
+  // samples in each lane.
+  static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses, double* sums) {
+    T* sum = g && !chains ? s + plan.sums : g;
+    if (g) {
+      for (int64_t i = 0; i < plan.dim; ++i) L::store(sum + lanes * i, L::set(0));
+    }
+    const T* rows[block_columns];
+    for (int i = 0; i < lanes; ++i) sums[i] = 0.0;
+    for (int64_t first = 0; first < batch.count; first += plan.block) {
+      const int64_t samples = batch.count - first < plan.block ? batch.count - first : plan.block;
+      const int64_t columns = (samples + per - 1) / per;
+      if (chains) {
+        for (int64_t c = 0; c < columns; ++c)
+          rows[c] = batch.x + static_cast<int64_t>(batch.index[first + c]) * batch.x_size;
+      }
+      const Small pass{plan, w, sum, s, batch, first, samples, columns, plan.block / per, rows, sums};
+      pass.forward();
+      if (plan.loss.kind == loss_squared) {
+        pass.squared(losses);
+      } else {
+        pass.cross_entropy(losses);
+      }
+      if (g) pass.backward();
+    }
+    for (int i = 0; i < lanes; ++i) sums[i] *= plan.loss.factor;
+    if (g && !chains) {
+      for (int64_t i = 0; i < plan.dim; ++i) g[i] = L::total(L::load(sum + lanes * i));
+    }
+  }
+  static constexpr int64_t block_columns = 64;  // plan.block / per stays below
+};
+
+}  // namespace dif

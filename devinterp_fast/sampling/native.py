@@ -1,0 +1,335 @@
+"""The native engine: a captured model, and whole chains of it in C++.
+
+A model is captured once (`capture`), its arithmetic compared with autograd, and a `NativeRun` then advances all chains
+for as many steps as a call asks. Results depend on the settings alone: not on threads, on how steps are grouped into
+calls, or on which other chains run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast import _cpu  # type: ignore[attr-defined, unused-ignore]
+from devinterp_fast._program import Description, Unsupported, describe
+
+Batches = Literal["independent", "shared", "epoch", "full"]
+MODES: tuple[Batches, ...] = ("independent", "shared", "epoch", "full")
+LARGEST = 4_000_000  # parameters; beyond, torch's own matrix products and its threads are the better engine
+_CALL = 2e9  # multiply-adds of one native call: between two calls come progress and Ctrl-C
+
+__all__ = ["MODES", "NativeRun", "Program", "Unsupported", "batch_indices", "capture"]
+
+
+def batch_indices(batches: Batches, *, seed: int, chain: int, step: int, n: int, batch_size: int) -> Tensor:
+    """The samples of one chain's batch at one step.
+
+    independent: floor(word_j n / 2^32), word_j = word j % 4 of quad j // 4 at (seed, chain, step, stream 1).
+    shared: the same with chain = 2^32 - 1. epoch: places step * batch_size + j of an endless row of permutations;
+    permutation e swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words at (chain, e, stream 1).
+    full: 0, ..., n - 1.
+
+    Args:
+        batches: "independent", "shared", "epoch" or "full".
+        seed: of the run.
+        chain: its number.
+        step: counted from 0, burn-in included.
+        n: samples of the data set.
+        batch_size: samples of a batch; n for full batches.
+
+    Returns:
+        int32 indices.
+
+    Shape:
+        (batch_size,)
+
+    Units:
+        none
+
+    Raises:
+        ValueError: an unknown mode.
+
+    Source:
+        Fisher, Yates (1938) for the permutation.
+    """
+    out = torch.empty(n if batches == "full" else batch_size, dtype=torch.int32)
+    _cpu.batch_indices(out.data_ptr(), MODES.index(batches), seed, chain, step, n, out.numel())
+    return out
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """The same rows where whole registers of four can be read: strides of four, and room behind the last."""
+    n, size = rows.shape
+    stride = (size + 3) // 4 * 4
+    room = torch.zeros(n * stride + 4, dtype=rows.dtype)
+    padded = room[: n * stride].view(n, stride)
+    padded[:, :size] = rows
+    return padded[:, :size]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model with its data: losses and gradients in float32, or in float64 to verify them."""
+
+    description: Description
+    native: Any
+    n: int
+    x: Tensor
+    y: Tensor
+
+    @property
+    def dim(self) -> int:
+        """Trainable coordinates, in the order of ``named_parameters()``, each flattened row by row."""
+        return self.description.dim
+
+    def data(self, dtype: torch.dtype) -> tuple[tuple[int, ...], list[Tensor]]:
+        """Addresses and row lengths as the native side takes them, and the tensors that must stay alive."""
+        d = self.description
+        none = torch.empty(0, 0)
+        inputs = d.inputs.rows(self.x, self.y, dtype) if d.inputs else none
+        tokens = d.tokens.rows(self.x, self.y, torch.int32) if d.tokens else none
+        target, classes = none, none
+        if d.loss.kind == "squared":
+            target = d.target.rows(self.x, self.y, dtype)
+        else:
+            classes = d.target.rows(self.x, self.y, torch.int32)
+            classes = torch.where(classes == d.target.ignore_index, -1, classes).contiguous()
+        parts = [inputs, target, tokens, classes]
+        parts[:2] = [_padded(p) for p in parts[:2]]
+        if d.inputs and d.target.name == "x" and torch.equal(d.inputs.elements, d.target.elements):
+            parts[1] = parts[0]  # the engine need not gather it twice
+        return (*(p.data_ptr() for p in parts), *(p.stride(0) for p in parts), self.n), parts
+
+    def losses(self, w: Tensor, index: Tensor | None = None) -> Tensor:
+        """Per-sample losses at ``w`` (dim), float32 or float64: float64 (samples,)."""
+        return self._pass(w, index, False)[0]
+
+    def gradient(self, w: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Per-sample losses, and the gradient (dim) of their mean in the precision of ``w``."""
+        return self._pass(w, index, True)
+
+    def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
+        chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
+        data, alive = self.data(w.dtype)
+        whole = torch.cat([w.detach().reshape(-1), self.description.frozen.to(w.dtype)])
+        losses = torch.zeros(len(chosen), dtype=torch.float64)
+        g = torch.zeros(whole.numel() if gradient else 0, dtype=w.dtype)
+        address = g.data_ptr() if gradient else 0
+        arguments = (whole.data_ptr(), data, chosen.data_ptr(), len(chosen), address, losses.data_ptr())
+        if w.dtype == torch.float64:
+            self.native.pass_f64(*arguments)
+        else:
+            self.native.pass_f32(self.native.layout(MODES.index("full")), *arguments)
+        del alive
+        return losses, g[: self.dim]
+
+
+def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor) -> Program:
+    """The Program of ``loss_fn(model(x), y)``, its loss and gradient compared with autograd on a few samples.
+
+    Args:
+        model: any module whose arithmetic the engine knows; nothing of it changes.
+        loss_fn: a criterion that averages over samples (or gives one loss for each).
+        x: inputs, float32 or integer tokens.
+        y: targets; may be ``x`` itself.
+
+    Returns:
+        The captured Program.
+
+    Shape:
+        x: (n, ...); y: (n, ...).
+
+    Units:
+        none
+
+    Raises:
+        Unsupported: the model, its size or its precision has no native form, or the answers differ; one sentence.
+
+    Source:
+        none
+    """
+    if x.device.type != "cpu" or y.device.type != "cpu":
+        raise Unsupported(f"the data are on {x.device}, the engine runs on cpu")
+    if x.is_floating_point() and x.dtype != torch.float32:
+        raise Unsupported(f"the inputs are {x.dtype}, the engine runs float32")
+    size = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if size > LARGEST:
+        raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
+    description = describe(model, loss_fn, x, y)
+    program = Program(description, description.native(), x.shape[0], x, y)
+    _check_integers(program)
+    _check_autograd(program, model, loss_fn)
+    return program
+
+
+def _check_integers(program: Program) -> None:
+    d = program.description
+    if d.tokens:
+        tokens = d.tokens.rows(program.x, program.y, torch.int64)
+        size = min(op.size for op in d.ops if op.kind == "embedding")
+        if tokens.min() < 0 or tokens.max() >= size:
+            raise Unsupported(f"the tokens lie outside 0 ... {size - 1}")
+    if d.loss.kind == "cross_entropy":
+        classes = d.target.rows(program.x, program.y, torch.int64)
+        live = classes != d.target.ignore_index
+        size = d.values[d.loss.prediction].cols
+        if bool(((classes < 0) | (classes >= size))[live].any()):
+            raise Unsupported(f"the classes lie outside 0 ... {size - 1}")
+        counts = live.sum(1)
+        if counts.min() != counts.max():
+            raise Unsupported("ignored targets differ in number between samples, so the loss is no mean over samples")
+
+
+def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> None:
+    """Loss and gradient at the parameters moved by a twentieth of their size, where no gradient vanishes by luck."""
+    generator = torch.Generator().manual_seed(0)
+    moved = {}
+    for name, p in model.named_parameters():
+        noise = torch.randn(p.shape, generator=generator) if p.requires_grad else torch.zeros(p.shape)
+        scale = 0.05 * p.detach().square().mean().sqrt() + 1e-3
+        moved[name] = (p.detach() + scale * noise).requires_grad_(p.requires_grad)
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    few = min(program.n, 5)
+    x, y = program.x[:few], program.y[:few]
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        out = loss_fn(torch.func.functional_call(model, {**moved, **buffers}, (x,)), y)
+        loss = out.mean()
+        trained = [moved[name] for name in program.description.names]
+        parts = torch.autograd.grad(loss, trained, allow_unused=True)
+    zero = [torch.zeros_like(p) if g is None else g for p, g in zip(trained, parts, strict=True)]
+    expected = torch.cat([g.reshape(-1) for g in zero])
+    w = torch.cat([p.detach().reshape(-1) for p in trained])
+    losses, g = program.gradient(w, torch.arange(few))
+    got, want = float(losses.mean()), float(loss.detach())
+    if not abs(got - want) <= 1e-4 * abs(want) + 1e-6:
+        raise Unsupported(f"the native loss is {got:.6g} where autograd has {want:.6g}")
+    error, norm = float((g - expected).norm()), float(expected.norm())
+    if not error <= 1e-3 * norm + 1e-6:
+        raise Unsupported(f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}")
+
+
+class NativeRun:
+    """All chains of one run; `advance` moves them, and what they have recorded so far can be read at any time.
+
+    w <- w - (lr / 2) (nbeta g + localization (w - center)) + sqrt(lr) xi, as in csrc/core/update.hpp. Draw k is step
+    burn_in + k thin: the loss at w on that step's batch before the update, the mean of ``baseline`` over the same
+    samples, and the energy sum d . (nbeta g) of that step's drift.
+
+    Attributes:
+        step: steps taken.
+        w: float32 (chains, dim), where the chains are.
+        loss, baseline, energy: float64 (chains, draws); NaN where nothing is recorded yet.
+        diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
+
+    To continue a run elsewhere, pass its ``w`` and ``step`` as ``w`` and ``step``: the numbers are the same bits.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        draws: int,
+        burn_in: int,
+        thin: int,
+        lr: np.ndarray[Any, Any],
+        localization: np.ndarray[Any, Any],
+        nbeta: np.ndarray[Any, Any],
+        center: Tensor,
+        mask: Tensor | None = None,
+        seed: int = 0,
+        first_chain: int = 0,
+        batches: Batches = "independent",
+        batch_size: int = 256,
+        threads: int = 1,
+        baseline: np.ndarray[Any, Any] | Tensor | None = None,
+        w: Tensor | None = None,
+        step: int = 0,
+    ) -> None:
+        """Chains start at ``center`` (dim) or (chains, dim), unless ``w`` says where an earlier run had come."""
+        self.program = program
+        self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
+        self.chains, self.draws, self.burn_in, self.thin = len(self.lr), draws, burn_in, thin
+        self.seed, self.first_chain, self.threads = seed, first_chain, threads
+        self.mode, self.batch_size = MODES.index(batches), program.n if batches == "full" else batch_size
+        self.center = center.detach().to(torch.float32).contiguous()
+        self.mask = None if mask is None else mask.detach().reshape(-1).to(torch.uint8).contiguous()
+        self.start = None if baseline is None else np.array(baseline, dtype=np.float64)
+        start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
+        self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
+        self._check()
+        self.loss, self.baseline, self.energy = (np.full((self.chains, draws), np.nan) for _ in range(3))
+        self.diverged = np.full(self.chains, -1, dtype=np.int64)
+        self._frozen = program.description.frozen.to(torch.float32).contiguous()
+        self._data, self._alive = program.data(torch.float32)
+
+    def _check(self) -> None:
+        dim = self.program.dim
+        if self.center.shape not in ((dim,), (self.chains, dim)):
+            raise ValueError(f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}")
+        if self.w.shape != (self.chains, dim):
+            raise ValueError(f"w: expected ({self.chains}, {dim}), got {tuple(self.w.shape)}")
+        if self.mask is not None and self.mask.numel() != dim:
+            raise ValueError(f"mask: expected {dim} elements, got {self.mask.numel()}")
+        for name in ("localization", "nbeta"):
+            if getattr(self, name).shape != (self.chains,):
+                raise ValueError(f"{name}: expected ({self.chains},), got {getattr(self, name).shape}")
+        if self.start is not None and self.start.shape != (self.program.n,):
+            raise ValueError(f"baseline: expected ({self.program.n},), got {self.start.shape}")
+        for name, low in (("draws", 1), ("burn_in", 0), ("thin", 1), ("batch_size", 1), ("threads", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.burn_in + (self.draws - 1) * self.thin + 1
+
+    def advance(self, steps: int) -> None:
+        """Takes ``steps`` more steps, or as many as the run has left; the GIL is free meanwhile."""
+        steps = min(steps, self.steps - self.step)
+        if steps <= 0:
+            return
+        _cpu.Program.run(
+            self.program.native,
+            data=self._data,
+            chains=self.chains,
+            first_chain=self.first_chain,
+            seed=self.seed,
+            mode=self.mode,
+            batch_size=self.batch_size,
+            burn_in=self.burn_in,
+            thin=self.thin,
+            lr=self.lr.ctypes.data,
+            localization=self.localization.ctypes.data,
+            nbeta=self.nbeta.ctypes.data,
+            center=self.center.data_ptr(),
+            center_ld=0 if self.center.dim() == 1 else self.program.dim,
+            mask=0 if self.mask is None else self.mask.data_ptr(),
+            frozen=self._frozen.data_ptr(),
+            baseline=0 if self.start is None else self.start.ctypes.data,
+            w=self.w.data_ptr(),
+            w_ld=self.program.dim,
+            first_step=self.step,
+            steps=steps,
+            trace_loss=self.loss.ctypes.data,
+            trace_baseline=self.baseline.ctypes.data,
+            trace_energy=self.energy.ctypes.data,
+            trace_ld=self.draws,
+            diverged=self.diverged.ctypes.data,
+            threads=self.threads,
+        )
+        self.step += steps
+
+    def finish(self, progress: Callable[[int, int], None] | None = None) -> NativeRun:
+        """Runs to the end. ``progress(step, steps)`` is called, and Ctrl-C heard, about every tenth of a second."""
+        work = max(1, self.program.description.multiply_adds) * self.batch_size * self.chains
+        while self.step < self.steps:
+            self.advance(max(1, int(_CALL / work)))
+            if progress:
+                progress(self.step, self.steps)
+        return self
