@@ -508,3 +508,8 @@ def test_the_model_may_be_copied_deeply_only():
         run(Locked([1.0]), quadratic_loss, torch.zeros(4, 1))
     assert str(caught.value) == "model: expected a module that copy.deepcopy can copy, got locked"
     assert copy.deepcopy(Quadratic([1.0])).h.tolist() == [1.0]
+
+
+def test_progress_stays_out_of_pipes(capfd):
+    run(progress=True)
+    assert capfd.readouterr() == ("", "")
