@@ -148,10 +148,13 @@ def test_the_seed_names_all_noise(together):
 @pytest.mark.parametrize("together", [False], indirect=True)
 @pytest.mark.parametrize("batches", ["independent", "shared", "full"])
 def test_a_chain_alone_equals_the_chain_among_many(together, batches):
-    many, one = run(batches=batches, chains=4), run(batches=batches, chains=1)
-    for name in ("loss", "baseline"):
-        assert np.array_equal(one.trace[name][0], many.trace[name][0])
-    assert one.per_chain[0] == many.per_chain[0]
+    many = run(batches=batches, chains=4)
+    assert len(set(many.per_chain)) == 4
+    for chains in (1, 3):
+        few = run(batches=batches, chains=chains)
+        for name in ("loss", "baseline"):
+            assert np.array_equal(few.trace[name], many.trace[name][:chains])
+        assert few.per_chain.tolist() == many.per_chain[:chains].tolist()
 
 
 @BOTH
@@ -508,3 +511,8 @@ def test_the_model_may_be_copied_deeply_only():
         run(Locked([1.0]), quadratic_loss, torch.zeros(4, 1))
     assert str(caught.value) == "model: expected a module that copy.deepcopy can copy, got locked"
     assert copy.deepcopy(Quadratic([1.0])).h.tolist() == [1.0]
+
+
+def test_progress_stays_out_of_pipes(capfd):
+    run(progress=True)
+    assert capfd.readouterr() == ("", "")
