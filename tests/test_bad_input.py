@@ -35,7 +35,7 @@ SETTINGS = [
     ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
     ({"batches": "own"}, "batches: expected one of ('independent', 'shared', 'full'), got 'own'"),
     ({"sampler": "hmc"}, "sampler: expected one of ('auto', 'sgld'), got 'hmc'"),
-    ({"backend": "cuda"}, "backend: expected one of ('auto', 'torch'), got 'cuda'"),
+    ({"backend": "cuda"}, "backend: expected one of ('auto', 'native', 'torch'), got 'cuda'"),
     ({"lr": 0.0}, "lr: expected finite numbers above 0, got 0.0"),
     ({"lr": -1e-3}, "lr: expected finite numbers above 0, got -0.001"),
     ({"lr": float("nan")}, "lr: expected finite numbers above 0, got nan"),

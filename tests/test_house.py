@@ -53,7 +53,10 @@ LONGEST = 500
 LONG_FILES: dict[str, str] = {}
 """Files above that many lines: {path: why splitting would hide the idea}."""
 
-ADDRESS_TAKERS = {"_native.py": "the one door to native code"}
+ADDRESS_TAKERS = {
+    "_native.py": "the one door to native code",
+    "sampling/native.py": "the engine's own door: a Program and its run keep data and chains alive between calls",
+}
 """Files that may take a tensor's address: {path inside the package: why}."""
 
 PYTHON_FILES = sorted(PACKAGE.rglob("*.py"))

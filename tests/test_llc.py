@@ -308,7 +308,7 @@ def test_trace_and_settings():
         "seed": 7,
         "sampler": "sgld",
     }
-    assert llc.trace.attrs == {**llc.settings, "engine": llc.engine}
+    assert llc.trace.attrs == {**llc.settings, "engine": llc.engine, "engine_reason": llc.engine_reason}
     scaled = 120 / np.log(120) * (llc.trace["loss"] - llc.trace["baseline"]).to_numpy()
     np.testing.assert_allclose(llc.per_chain, scaled.mean(1), rtol=1e-12)
     assert np.isclose(llc.value, scaled.mean(), rtol=1e-12)
