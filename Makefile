@@ -75,6 +75,7 @@ lint: $(VENV)/.dev
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/gersemi --check --indent 2 --line-length 120 --no-warn-about-unknown-commands $(CMAKE_FILES)
 	$(BIN)/codespell
+	$(BIN)/python tools/tables.py --check
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

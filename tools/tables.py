@@ -22,14 +22,16 @@ def llc():
         "W5": "MLP, 10 M parameters",
     }
     lines = [
-        "| one draw of one chain, µs (4 chains, 1 thread) | devinterp_fast | devinterp 1.3.2 | forward + backward alone | speed-up |",
-        "|---|---|---|---|---|",
+        "| one draw of one chain, µs (4 chains, 1 thread) | devinterp_fast | its torch engine | devinterp 1.3.2 | "
+        "forward + backward alone | speed-up |",
+        "|---|---|---|---|---|---|",
     ]
     for name, title in what.items():
         row = found[name]
         us = row["us per chain and draw"]
         lines.append(
-            f"| {title}, batch {row['batch']} | **{us['devinterp_fast']:,.0f}** | {us['devinterp 1.3.2']:,.0f} | "
+            f"| {title}, batch {row['batch']} | **{us['devinterp_fast']:,.1f}** ({row['engine'].split('/')[0]}) | "
+            f"{us['devinterp_fast, torch engine']:,.0f} | {us['devinterp 1.3.2']:,.0f} | "
             f"{us['forward + backward']:,.0f} | {row['devinterp over devinterp_fast']:.1f}x |"
         )
     row = found["regression"]
@@ -40,7 +42,8 @@ def llc():
         "|---|---|---|---|",
         f"| same hand-set step, minibatches of 100 | {same['exact']:.2f} | {same['llc']:.2f} ± {same['mcse']:.2f}, "
         f"step bias {same['step bias']:+.2f} | {other['llc']:.2f}, std over chains {other['std over chains']:.2f} |",
-        f"| nothing set | {free['exact']:.2f} | **{free['llc']:.2f} ± {free['mcse']:.2f}** | needs lr, nbeta, localization |",
+        f"| nothing set | {free['exact']:.2f} | **{free['llc']:.2f} ± {free['mcse']:.2f}** | "
+        "needs lr, nbeta, localization |",
     ]
     return lines
 

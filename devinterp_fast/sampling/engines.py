@@ -124,7 +124,7 @@ class NativeEngine:
 
         run.finish(report)
         energy = np.nan_to_num(run.energy).sum(1) / np.maximum((~np.isnan(run.energy)).sum(1), 1)
-        return Trace(run.loss, run.baseline, energy, run.w, run.diverged)
+        return Trace(run.loss, run.baseline, energy, run.diverged)
 
 
 def make(

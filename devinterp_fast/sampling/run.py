@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,12 +42,11 @@ class Trace:
 
     Shape:
         loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains), the mean
-        of d . (nbeta g) over the steps after burn-in; last: (chains, dim); diverged: (chains), the first step whose
-        loss was not finite, or -1.
+        of d . (nbeta g) over the steps after burn-in; diverged: (chains), the first step whose loss was not finite,
+        or -1.
     """
 
     loss: Floats
     baseline: Floats
     energy: Floats
-    last: Tensor
     diverged: npt.NDArray[np.int64]

@@ -109,15 +109,17 @@ class TorchEngine:
                 loss=np.full((s.chains, s.draws), np.nan),
                 baseline=np.full((s.chains, s.draws), np.nan),
                 energy=np.zeros(s.chains),
-                last=self.where.block(s.chains),
                 diverged=np.full(s.chains, -1),
             )
-            trace.last[:] = self.center
-            if self.together and self._vmap_knows(trace.last[:1]):
-                self._walk(trace, 0, s.chains, self._gradients_together(trace.last), progress)
+            # One chain at a time needs the memory of one, however many run.
+            row = self.where.block(1).copy_(self.center)
+            if self.together and self._vmap_knows(row):
+                rows = self.where.block(s.chains).copy_(self.center)
+                self._walk(trace, 0, rows, self._gradients_together(rows), progress)
             else:
                 for c in range(s.chains):
-                    self._walk(trace, c, c + 1, self._gradients_alone(trace.last[c]), progress)
+                    row.copy_(self.center)
+                    self._walk(trace, c, row, self._gradients_alone(row[0]), progress)
         trace.energy /= max(s.steps - s.burn_in, 1)
         return trace
 
@@ -134,13 +136,13 @@ class TorchEngine:
         self,
         trace: Trace,
         low: int,
-        high: int,
+        rows: Tensor,
         gradients: Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]],
         progress: Callable[[int, str], None],
     ) -> None:
-        """Takes chains low to high - 1 from the center to their end."""
-        s, count = self.settings, high - low
-        rows = trace.last[low:high]
+        """Takes the chains that start with number ``low``, whose vectors are ``rows``, to their end."""
+        s, count = self.settings, len(rows)
+        high = low + count
         lr, localization, nbeta = (x[low:high].contiguous() for x in self.per_chain)
         energy = torch.zeros(count, dtype=torch.float64)
         threads = torch.get_num_threads()
