@@ -16,8 +16,8 @@ class Channel:
         scale: the range of a metric where it is known (an accuracy: 1).
         size: least fall of a loss that is listed, as a share of its range. Raise it for curves that only matter when
             they fall for good (the loss of one class among ten wavers while others are learned).
-        noise: "curve" estimates the noise from the curve itself; "given" takes the recorded standard errors to be all of
-            it. An estimate's own error is not all: weights under SGD waver from step to step, and an LLC with them.
+        noise: "curve" estimates the noise from the curve itself; "given" takes the recorded standard errors to be all
+            of it. An estimate's own error is not all: weights under SGD waver from step to step, and an LLC with them.
     """
 
     kind: Literal["loss", "metric", "marker"]
