@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -30,8 +31,9 @@ def watch(name: str, steps: int | None, seed: int, out: Path | None) -> None:
     The same command on the same folder resumes an interrupted run; on a finished one it prints the table again.
     """
     from devinterp_fast import watch as room
+    from devinterp_fast.transitions import systems
 
-    known = room.systems()
+    known = systems()
     if name not in known:
         raise ValueError(f"NAME: expected one of {sorted(known)}, got {name!r}")
     folder = out or Path("runs") / f"{name}-{seed}"
@@ -47,7 +49,8 @@ def watch(name: str, steps: int | None, seed: int, out: Path | None) -> None:
 
         result = room.watch(name, seed=seed, steps=steps, out=folder, progress=progress)
     console.print(result.table())
-    console.print(f"report: {result.folder / 'report.html'}", soft_wrap=True)
+    click.echo(f"checkpoints: {result.folder / 'checkpoints'}{os.sep}*.safetensors")
+    click.echo(f"report: {result.folder / 'report.html'}")
 
 
 @cli.command()

@@ -41,7 +41,10 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]):
         self.path = Path(path)
-        wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
+        try:
+            wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"out: expected settings that JSON can hold in a run folder, got {error}") from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             present = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")}
@@ -99,16 +102,20 @@ class RunFolder:
 
         Raises:
             MissingExtraError: zarr is not installed.
+            RunFolderError: the folder cannot be written.
         """
         try:
             import zarr  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("writing traces needs zarr: pip install 'devinterp-fast[demo]'") from error
         target, partial = self.path / "trace.zarr", self.path / "trace.zarr.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        trace.to_zarr(partial, mode="w", consolidated=False)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            trace.to_zarr(partial, mode="w", consolidated=False)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+        except OSError as error:
+            raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
         return target
 
 
