@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             present = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")}
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
         if "run.json" in present:
             _compare(self.path, read_settings(self.path), wanted)
@@ -111,7 +112,10 @@ class RunFolder:
         target, partial = self.path / "trace.zarr", self.path / "trace.zarr.partial"
         try:
             shutil.rmtree(partial, ignore_errors=True)
-            trace.to_zarr(partial, mode="w", consolidated=False)
+            # Without consolidated metadata a plain ``xarray.open_zarr`` warns its reader; with it, zarr 3 warns us.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                trace.to_zarr(partial, mode="w", consolidated=True)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
         except OSError as error:
