@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -47,7 +48,8 @@ def watch(name: str, steps: int | None, seed: int, out: Path | None) -> None:
 
         result = room.watch(name, seed=seed, steps=steps, out=folder, progress=progress)
     console.print(result.table())
-    console.print(f"report: {result.folder / 'report.html'}", soft_wrap=True)
+    click.echo(f"checkpoints: {result.folder / 'checkpoints'}{os.sep}*.safetensors")
+    click.echo(f"report: {result.folder / 'report.html'}")
 
 
 @cli.command()

@@ -90,6 +90,7 @@ def run_figure(
         if len(names) > 1:
             ax.legend(fontsize=7, ncols=min(len(names), 5), frameon=False, loc="best")
         ax.set_ylabel(title, fontsize=9, color=INK)
+    figure.align_ylabels(axes)
     axes[-1].set_xlabel("training step", fontsize=9, color=INK)
     axes[-1].set_xlim(start, float(trace["step"].values.max()))
     return figure

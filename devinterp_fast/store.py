@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -43,11 +44,14 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str], settings: Mapping[str, Any]):
         self.path = Path(path)
-        wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
+        try:
+            wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
+        except (TypeError, ValueError) as error:
+            raise RunFolderError(f"out: expected settings that JSON can hold in a run folder, got {error}") from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             present = {entry.name for entry in self.path.iterdir() if not entry.name.endswith(".partial")}
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
         if "run.json" in present:
             _compare(self.path, read_settings(self.path), wanted)
@@ -101,16 +105,23 @@ class RunFolder:
 
         Raises:
             MissingExtraError: zarr is not installed.
+            RunFolderError: the folder cannot be written.
         """
         try:
             import zarr  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("writing traces needs zarr: pip install 'devinterp-fast[demo]'") from error
         target, partial = self.path / "trace.zarr", self.path / "trace.zarr.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        trace.to_zarr(partial, mode="w", consolidated=False)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            # Without consolidated metadata a plain ``xarray.open_zarr`` warns its reader; with it, zarr 3 warns us.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+                trace.to_zarr(partial, mode="w", consolidated=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+        except OSError as error:
+            raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
         return target
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
+from devinterp_fast.errors import MissingExtraError, RunFolderError
 from devinterp_fast.monitor.monitor import Monitor
 from devinterp_fast.monitor.observables import Observable
 from devinterp_fast.monitor.schedule import Schedule
@@ -51,13 +53,19 @@ class Watched:
         table = Table(title=self.title, title_justify="left", caption=self.verdict, caption_justify="left")
         for name in ("#", "onset", "midpoint", "end", "known at"):
             table.add_column(name, justify="right")
-        for name in ("seen in", "ground truth", "checkpoint"):
+        for name in ("seen in", "ground truth"):
             table.add_column(name, overflow="fold")
+        table.add_column("checkpoint", no_wrap=True)
         for i, row in enumerate(self.rows, 1):
             numbers = [f"{row[key]:.0f}" for key in ("onset", "midpoint", "end", "alarm")]
             seen = ", ".join(sorted(row["observables"]))
-            table.add_row(str(i), *numbers, seen, row["marker"] or "-", row["checkpoints"].get("alarm", "-"))
+            table.add_row(str(i), *numbers, seen, row["marker"] or "-", self._file(row))
         return table
+
+    @staticmethod
+    def _file(row: Mapping[str, Any]) -> str:
+        """The state at the alarm without its folder and suffix, which all share, so that it fits a narrow terminal."""
+        return Path(row["checkpoints"]["alarm"]).stem if "alarm" in row["checkpoints"] else "-"
 
 
 def watch(
@@ -93,6 +101,7 @@ def watch(
     assert folder is not None
     if (folder.path / "transitions.json").exists():
         return read_watched(folder.path)
+    _need_extras()
     with _one_thread():
         for step in range(_restore(system, folder), system.steps + 1):
             change = monitor.update(step)
@@ -103,7 +112,14 @@ def watch(
                 progress(step, system.steps, _note(monitor) if change is None or not change.new else str(change))
             if step < system.steps:
                 system.train_step(step)
-        return _finish(system, monitor, folder)
+        return _finish(system, monitor, folder, seed)
+
+
+def _need_extras() -> None:
+    """Says what the report will need before the training, not after it."""
+    absent = [name for name in ("jinja2", "matplotlib", "zarr") if find_spec(name) is None]
+    if absent:
+        raise MissingExtraError(f"watch: expected {', '.join(absent)}, got none: pip install 'devinterp-fast[demo]'")
 
 
 @contextmanager
@@ -124,7 +140,12 @@ def read_watched(path: Path) -> Watched:
         RunFolderError: the folder is not a finished run.
     """
     found = read_json(path, "transitions.json")
-    return Watched(path, found["title"], found["transitions"], found["truth"], found["verdict"])
+    try:
+        return Watched(path, found["title"], found["transitions"], found["truth"], found["verdict"])
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{path / 'transitions.json'}: expected a title, transitions, truth and a verdict, got {str(found)[:80]}"
+        ) from error
 
 
 def _monitor(system: System, name: str, seed: int, out: str | os.PathLike[str]) -> Monitor:
@@ -140,8 +161,12 @@ def _restore(system: System, folder: RunFolder) -> int:
     state = folder.read_tensors(_STATE)
     if state is None:
         return 0
-    system.load_state_dict({k.removeprefix("system/"): v for k, v in state.items() if k.startswith("system/")})
-    return int(state["step"])
+    try:
+        step = int(state.pop("step"))
+        system.load_state_dict({name.removeprefix("system/"): tensor for name, tensor in state.items()})
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise RunFolderError(f"{folder.path / _STATE}: expected a state of this run, got {error}") from error
+    return step
 
 
 def _note(monitor: Monitor) -> str:
@@ -159,7 +184,7 @@ def _panels(system: System) -> dict[str, list[str]]:
     return {**panels, "LLC": ["llc"]}
 
 
-def _finish(system: System, monitor: Monitor, folder: RunFolder) -> Watched:
+def _finish(system: System, monitor: Monitor, folder: RunFolder, seed: int) -> Watched:
     """Writes what a finished run leaves; ``transitions.json`` last, since it says that the run is finished."""
     curves: dict[str, Any] = {name: np.array(monitor.values[name]) for name in system.channels}
     seen = ~np.isnan(curves["loss"])
@@ -171,7 +196,12 @@ def _finish(system: System, monitor: Monitor, folder: RunFolder) -> Watched:
         for row, hit in zip(found, result.found, strict=True)
     ]
     watched = Watched(folder.path, system.title, rows, [asdict(marker) for marker in truth], f"{result}.")
-    settings = {"system": system.name, "steps": system.steps, **{f"llc {k}": v for k, v in system.llc.items()}}
+    settings = {
+        "system": system.name,
+        "seed": seed,
+        "steps": system.steps,
+        **{f"llc {k}": v for k, v in system.llc.items()},
+    }
     folder.write_json("environment.json", environment())
     folder.write_trace(monitor.trace)
     write_report(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from devinterp_fast._random import kept_random_state
 from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.changepoint.stages import Alarm, JointStage, Stage, Stages, join
+from devinterp_fast.errors import RunFolderError
 from devinterp_fast.monitor.checkpoints import Checkpoints
-from devinterp_fast.monitor.observables import Observable, resolve
+from devinterp_fast.monitor.observables import Observable, numbers, resolve
 from devinterp_fast.monitor.schedule import Schedule
 from devinterp_fast.sampling.objective import LossFn
 from devinterp_fast.store import RunFolder
@@ -26,13 +29,15 @@ _STATE = "observations.safetensors"
 
 @dataclass(frozen=True)
 class Change:
-    """What the monitor says at the moment of an alarm.
+    """What the monitor says at the moment of an alarm whose stage is listed.
+
+    An alarm whose stage is as yet too small to be listed is said when it has grown enough, and never if it does not.
 
     Attributes:
-        step: of the observation that fired.
-        alarms: of each channel that fired.
+        step: of the observation at which it is said.
+        alarms: of each channel of which it is said.
         new: whether a new transition opens, or another channel joins one that is open.
-        checkpoint: the model's state at this step, relative to the run folder; None without a folder.
+        checkpoint: the model's state at the transition's alarm, relative to the run folder; None without a folder.
     """
 
     step: int
@@ -83,10 +88,11 @@ class Monitor:
     """Watches a model while it trains.
 
     Call ``update(step)`` once a step, after the weights of that step are in place. On due steps the observables are
-    measured and each curve is given to its own stage detector (an acceleration in linear step: see
-    ``changepoint/stages.py``); rows of several curves that belong together are one transition. With a run folder every
-    observation is on disk before ``update`` returns: a killed run that is started again on the same folder reads back
-    what was seen and goes on to the same numbers.
+    measured, with the model in eval mode (its own mode and the global random states are put back), and each curve is
+    given to its own stage detector (an acceleration in linear step: see ``changepoint/stages.py``); rows of several
+    curves that belong together are one transition. With a run folder every observation is on disk before ``update``
+    returns: a killed run that is started again on the same folder reads back what was seen and goes on to the same
+    numbers.
 
     Args:
         model: the model in training. It is only read.
@@ -103,7 +109,7 @@ class Monitor:
         run: what else makes this run this run (JSON-ready); a folder made with another value is refused.
 
     Raises:
-        ValueError, TypeError: an observable is unknown.
+        ValueError, TypeError: an observable is unknown, or a setting is out of range.
         RunFolderError: the folder cannot serve.
     """
 
@@ -123,6 +129,9 @@ class Monitor:
         keep: int = 2,
         run: Mapping[str, Any] | None = None,
     ):
+        for name, value, least in (("seed", seed, 0), ("keep", keep, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
         self.model = model
         self.schedule = schedule or Schedule()
         self.llc_schedule = llc_schedule or Schedule(per_decade=20, every=0)
@@ -152,6 +161,9 @@ class Monitor:
         self.values: dict[str, list[float]] = {name: [] for name in self.channels}
         self.errors: dict[str, list[float]] = {name: [] for name in self.channels}
         self._changes: dict[int, Change] = {}
+        # Stages by channel and alarm: those that wait to be large enough for the list, and those that were announced.
+        self._waiting: dict[tuple[str, float], Alarm] = {}
+        self._said: set[tuple[str, float]] = set()
         # For each stage, named by its channel and alarm: the state before it, and the one at its close.
         self._around: dict[tuple[str, int], dict[str, int]] = {}
         self._read_back()
@@ -164,7 +176,8 @@ class Monitor:
             again: what was said then is said again.
 
         Raises:
-            ValueError: the step is negative.
+            ValueError: the step is negative, or an observable gives other channels than it names.
+            TypeError: an observable gives something that is not a number.
         """
         if step < 0:
             raise ValueError(f"step: expected at least 0, got {step}")
@@ -175,8 +188,8 @@ class Monitor:
             return None
         found: dict[str, tuple[float, float]] = {}
         for observable in due:
-            for name, value in observable.measure(self.model, step).items():
-                found[name] = value if isinstance(value, tuple) else (float(value), math.nan)
+            with _as_evaluated(self.model), kept_random_state():
+                found |= numbers(observable.measure(self.model, step), observable.channels)
             if observable.draws and self.folder is not None:
                 self.folder.write_tensors(f"llc/step-{step:08d}.safetensors", observable.draws)
         # The state first, then the record that says it is there: a kill in between costs nothing.
@@ -229,13 +242,29 @@ class Monitor:
         for name, alarm in alarms.items():
             before = self.checkpoints.before(alarm.onset)
             self._around[name, step] = {"alarm": step, **({} if before is None else {"before": before})}
+            self._waiting[name, alarm.step] = alarm
         rows = self._joined()
         self.checkpoints.pin(self._needed(rows, step))
+        return self._announce(step, rows)
+
+    def _announce(self, step: int, rows: list[JointStage]) -> Change | None:
+        """Says the alarms whose stages are listed, and forgets those whose stages ended without."""
+        alarms: dict[str, Alarm] = {}
+        new, first = False, step
+        for row in rows:
+            stages = {(name, stage.alarm) for name, stage in row.channels.items()}
+            now = stages & set(self._waiting)
+            if now:
+                new |= not stages & self._said
+                alarms |= {stage[0]: self._waiting.pop(stage) for stage in sorted(now)}
+                first = min(first, int(row.alarm))
+                self._said |= now
+        for name, at in list(self._waiting):
+            if self.detectors[name].open_alarm != at:
+                del self._waiting[name, at]
         if not alarms:
             return None
-        joined = [row for row in rows if row.provisional and int(row.alarm) < step]
-        new = not any(name in row.channels for row in joined for name in alarms)
-        where = self.checkpoints.name(step) if self.folder is not None else None
+        where = self.checkpoints.name(first) if self.folder is not None else None
         change = Change(step, alarms, new, where)
         self._changes[step] = change
         return change
@@ -285,8 +314,13 @@ class Monitor:
     def _read_back(self) -> None:
         """Goes through the observations of an interrupted run once more: all else follows from them."""
         state = None if self.folder is None else self.folder.read_tensors(_STATE)
-        if state is None:
+        if self.folder is None or state is None:
             return
+        names = {"step"} | {f"{kind}/{name}" for kind in ("value", "se") for name in self.channels}
+        if set(state) != names or len({curve.shape for curve in state.values()}) != 1:
+            raise RunFolderError(
+                f"{self.folder.path / _STATE}: expected curves of {sorted(self.channels)}, got {sorted(state)}"
+            )
         for i, step in enumerate(state["step"].tolist()):
             found = {}
             for name in self.channels:
@@ -294,3 +328,15 @@ class Monitor:
                 if not (math.isnan(value) and math.isnan(error)):
                     found[name] = (value, error)
             self._take(step, found)
+
+
+@contextmanager
+def _as_evaluated(model: nn.Module) -> Iterator[None]:
+    """Puts a model in training into eval mode, and each of its modules back into its own."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

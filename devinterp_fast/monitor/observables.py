@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,6 +40,28 @@ class Observable:
     draws: dict[str, Tensor] = field(default_factory=dict)
 
 
+def numbers(found: Mapping[str, Any], channels: Mapping[str, Channel]) -> dict[str, tuple[float, float]]:
+    """What an observable gave, as (value, standard error) for each of its channels; NaN for no error.
+
+    Raises:
+        ValueError: the channels are others.
+        TypeError: something is not a number.
+    """
+    if set(found) != set(channels):
+        raise ValueError(f"observables: expected values for {sorted(channels)}, got {sorted(map(str, found))}")
+    out = {}
+    for name, given in found.items():
+        pair = given if isinstance(given, tuple) else (given, math.nan)
+        try:
+            value, error = (float(x.detach() if isinstance(x, Tensor) else x) for x in pair)
+        except (TypeError, ValueError, RuntimeError) as problem:
+            raise TypeError(
+                f"observables: expected a number, or one and its standard error, for {name!r}, got {given!r:.80}"
+            ) from problem
+        out[name] = (value, error)
+    return out
+
+
 def of_function(
     function: Callable[[nn.Module], Any], channels: Mapping[str, Channel], schedule: Schedule
 ) -> Observable:
@@ -46,10 +69,7 @@ def of_function(
 
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
         value = function(model)
-        found = value if isinstance(value, Mapping) else {next(iter(channels)): float(value)}
-        if set(found) != set(channels):
-            raise ValueError(f"observables: expected values for {sorted(channels)}, got {sorted(found)}")
-        return found
+        return value if isinstance(value, Mapping) else {next(iter(channels)): value}
 
     return Observable(measure, channels, schedule)
 
@@ -102,9 +122,13 @@ def resolve(
     """Turns names and functions into observables.
 
     Raises:
-        ValueError: a name is unknown, or two observables share a channel.
+        ValueError: a name is unknown, two observables share a channel, a channel's name is taken by the trace, or
+            ``llc`` has a setting that ``estimate_llc`` does not take.
         TypeError: an entry is neither a name, a function nor an Observable.
     """
+    known = set(inspect.signature(estimate_llc).parameters) - {"model", "loss_fn", "data", "seed"}
+    if not set(llc) <= known:
+        raise ValueError(f"llc: expected settings of estimate_llc, got {min(set(llc) - known)!r}")
     found: list[Observable] = []
     for entry in wanted:
         if isinstance(entry, Observable):
@@ -124,4 +148,6 @@ def resolve(
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"observables: expected each channel once, got {name!r} twice")
+        if name == "step" or name.removesuffix("_se") in set(names) - {name}:
+            raise ValueError(f"observables: expected names that the trace does not use itself, got {name!r}")
     return found

@@ -58,6 +58,6 @@ def write_report(
     template = environment.from_string(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     page = template.render(
         title=title, summary=summary, settings=settings, rows=rows, truth=truth, verdict=verdict,
-        figure=base64.b64encode(image.getvalue()).decode(), folder=folder.path.name,
+        figure=base64.b64encode(image.getvalue()).decode(),
     )  # fmt: skip
     return folder.write_bytes("report.html", page.encode())
