@@ -1,3 +1,31 @@
 """Local learning coefficients, their error bars, and the transitions of a training run while they happen."""
 
-__version__ = "0.1.0"
+from importlib.metadata import version
+
+from devinterp_fast import _ops as _ops  # registers torch.ops.devinterp_fast
+from devinterp_fast.changepoint.channel import Channel
+from devinterp_fast.changepoint.focus import Focus
+from devinterp_fast.changepoint.stages import Stages
+from devinterp_fast.estimators.llc import LLC, estimate_llc, explain
+from devinterp_fast.monitor.monitor import Change, Monitor, Transition
+from devinterp_fast.monitor.observables import Observable
+from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling.objective import next_token_loss
+
+__version__ = version("devinterp-fast")
+
+__all__ = [
+    "LLC",
+    "Change",
+    "Channel",
+    "Focus",
+    "Monitor",
+    "Observable",
+    "Schedule",
+    "Stages",
+    "Transition",
+    "__version__",
+    "estimate_llc",
+    "explain",
+    "next_token_loss",
+]

@@ -1,8 +1,8 @@
 """Fits the polynomials of csrc/core/math.hpp and prints them with their errors.
 
 Minimax fits by iterated weighted least squares on a dense Chebyshev grid (Lawson's algorithm), rounded to
-float32 one coefficient at a time, the later ones refitted after each rounding. Run with ``python tools/polynomials.py``;
-needs numpy alone. The header quotes the output.
+float32 one coefficient at a time, the later ones refitted after each rounding. Run with
+``python tools/polynomials.py``; needs numpy alone. The header quotes the output.
 """
 
 import numpy as np

@@ -20,8 +20,7 @@ namespace {
 using dif::CompiledProgram;
 using Integers = std::vector<int64_t>;
 // (x, y, tokens, classes, their row sizes, n): addresses and lengths of the data set
-using DataTuple =
-    std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using DataTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
 
 template <class T>
 dif::Data<T> data_of(const DataTuple& d) {
@@ -46,13 +45,12 @@ std::unique_ptr<CompiledProgram> make(const std::vector<std::array<int32_t, 4>>&
   }
   const auto [kind, prediction, factor, importance] = loss;
   return std::make_unique<CompiledProgram>(std::move(v), std::move(o), std::move(maps),
-                                           dif::ProgramLoss{kind, prediction, factor, importance}, dim,
-                                           total);
+                                           dif::ProgramLoss{kind, prediction, factor, importance}, dim, total);
 }
 
 template <class T>
-void pass(dif::Pass<T> run, const dif::Plan& plan, uintptr_t w, const DataTuple& data, uintptr_t index,
-          int64_t count, uintptr_t g, uintptr_t losses) {
+void pass(dif::Pass<T> run, const dif::Plan& plan, uintptr_t w, const DataTuple& data, uintptr_t index, int64_t count,
+          uintptr_t g, uintptr_t losses) {
   const py::gil_scoped_release unlocked;
   dif::Batch<T> batch = data_of<T>(data).rows;
   batch.index = reinterpret_cast<const int32_t*>(index);
@@ -60,52 +58,47 @@ void pass(dif::Pass<T> run, const dif::Plan& plan, uintptr_t w, const DataTuple&
   std::vector<T> scratch(static_cast<size_t>(plan.scratch + 16));
   // Rows start on cache lines, as the plan lays them out.
   auto* s = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-  run(plan, reinterpret_cast<const T*>(w), batch, reinterpret_cast<T*>(g), s,
-      reinterpret_cast<double*>(losses));
+  run(plan, reinterpret_cast<const T*>(w), batch, reinterpret_cast<T*>(g), s, reinterpret_cast<double*>(losses));
 }
 
 }  // namespace
 
 void bind_engine(py::module_& m) {
   py::class_<CompiledProgram>(m, "Program", "A model as a list of operations, laid out in memory.")
-      .def(py::init(&make), py::arg("values"), py::arg("ops"), py::arg("maps"), py::arg("loss"),
-           py::arg("dim"), py::arg("total"))
+      .def(py::init(&make), py::arg("values"), py::arg("ops"), py::arg("maps"), py::arg("loss"), py::arg("dim"),
+           py::arg("total"))
       .def(
-          "layout",
-          [](const CompiledProgram& p, int32_t mode) { return static_cast<int32_t>(p.layout(mode)); },
+          "layout", [](const CompiledProgram& p, int32_t mode) { return static_cast<int32_t>(p.layout(mode)); },
           py::arg("mode"), "0 matrix, 1 samples in the lanes, 2 chains in the lanes.")
       .def(
           "scratch",
-          [](const CompiledProgram& p, int32_t layout) {
-            return p.plan(static_cast<dif::Layout>(layout)).scratch;
-          },
+          [](const CompiledProgram& p, int32_t layout) { return p.plan(static_cast<dif::Layout>(layout)).scratch; },
           py::arg("layout"), "Floats that a thread needs beside a chain's own vectors.")
       .def(
           "pass_f32",
           [](const CompiledProgram& p, int32_t layout, uintptr_t w, const DataTuple& data, uintptr_t index,
              int64_t count, uintptr_t g, uintptr_t losses) {
             const dif::EngineKernels& k = dif::engine_kernels();
-            pass<float>(layout == dif::layout_matrix ? k.matrix : k.samples,
-                        p.plan(static_cast<dif::Layout>(layout)), w, data, index, count, g, losses);
+            pass<float>(layout == dif::layout_matrix ? k.matrix : k.samples, p.plan(static_cast<dif::Layout>(layout)),
+                        w, data, index, count, g, losses);
           },
           py::arg("layout"), py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"),
           py::arg("losses"), "losses (count), g (total) or null, at w (total), in the layout 0 or 1.")
       .def(
           "pass_f64",
-          [](const CompiledProgram& p, uintptr_t w, const DataTuple& data, uintptr_t index, int64_t count,
-             uintptr_t g, uintptr_t losses) {
+          [](const CompiledProgram& p, uintptr_t w, const DataTuple& data, uintptr_t index, int64_t count, uintptr_t g,
+             uintptr_t losses) {
             pass<double>(dif::matrix_pass_f64, p.plan(dif::layout_matrix), w, data, index, count, g, losses);
           },
           py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"), py::arg("losses"),
           "The same in double.")
       .def(
           "run",
-          [](const CompiledProgram& p, const DataTuple& data, int64_t chains, uint32_t first_chain,
-             uint64_t seed, int32_t mode, int64_t batch_size, int64_t burn_in, int64_t thin, uintptr_t lr,
-             uintptr_t localization, uintptr_t nbeta, uintptr_t center, int64_t center_ld, uintptr_t mask,
-             uintptr_t frozen, uintptr_t baseline, uintptr_t w, int64_t w_ld, int64_t first_step,
-             int64_t steps, uintptr_t trace_loss, uintptr_t trace_baseline, uintptr_t trace_energy,
-             int64_t trace_ld, uintptr_t diverged, int threads) {
+          [](const CompiledProgram& p, const DataTuple& data, int64_t chains, uint32_t first_chain, uint64_t seed,
+             int32_t mode, int64_t batch_size, int64_t burn_in, int64_t thin, uintptr_t lr, uintptr_t localization,
+             uintptr_t nbeta, uintptr_t center, int64_t center_ld, uintptr_t mask, uintptr_t frozen, uintptr_t baseline,
+             uintptr_t w, int64_t w_ld, int64_t first_step, int64_t steps, uintptr_t trace_loss,
+             uintptr_t trace_baseline, uintptr_t trace_energy, int64_t trace_ld, uintptr_t diverged, int threads) {
             const py::gil_scoped_release unlocked;
             const dif::RunSettings settings{chains,
                                             first_chain,
@@ -122,11 +115,10 @@ void bind_engine(py::module_& m) {
                                             reinterpret_cast<const uint8_t*>(mask),
                                             reinterpret_cast<const float*>(frozen),
                                             reinterpret_cast<const double*>(baseline)};
-            const dif::Trace trace{reinterpret_cast<double*>(trace_loss),
-                                   reinterpret_cast<double*>(trace_baseline),
+            const dif::Trace trace{reinterpret_cast<double*>(trace_loss), reinterpret_cast<double*>(trace_baseline),
                                    reinterpret_cast<double*>(trace_energy), trace_ld};
-            dif::run_chains(p, data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld, first_step,
-                            steps, trace, reinterpret_cast<int64_t*>(diverged), threads);
+            dif::run_chains(p, data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld, first_step, steps,
+                            trace, reinterpret_cast<int64_t*>(diverged), threads);
           },
           py::arg("data"), py::arg("chains"), py::arg("first_chain"), py::arg("seed"), py::arg("mode"),
           py::arg("batch_size"), py::arg("burn_in"), py::arg("thin"), py::arg("lr"), py::arg("localization"),
@@ -136,8 +128,7 @@ void bind_engine(py::module_& m) {
           py::arg("diverged"), py::arg("threads"), "Advances all chains by `steps` steps.");
   m.def(
       "batch_indices",
-      [](uintptr_t out, int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n,
-         int64_t batch_size) {
+      [](uintptr_t out, int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size) {
         const py::gil_scoped_release unlocked;
         dif::choose_batch(mode, seed, chain, step, n, batch_size, reinterpret_cast<int32_t*>(out));
       },

@@ -1,7 +1,8 @@
 #include "bind/bind.hpp"
 
-PYBIND11_MODULE(_cpu, m, pybind11::mod_gil_not_used()) {
+PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native code of devinterp_fast. Use it through devinterp_fast._native, which checks what is passed.";
+  bind_changepoint(m);
   bind_engine(m);
   bind_info(m);
   bind_noise(m);

@@ -1,4 +1,6 @@
 // The fused step of all chains.
+#include "cpu/update.hpp"
+
 #include <pybind11/stl.h>
 
 #include <cstdint>
@@ -6,7 +8,6 @@
 #include <vector>
 
 #include "bind/bind.hpp"
-#include "cpu/update.hpp"
 
 namespace py = pybind11;
 
@@ -32,6 +33,6 @@ void bind_update(py::module_& m) {
       },
       py::arg("w"), py::arg("w_ld"), py::arg("center"), py::arg("center_ld"), py::arg("mask"), py::arg("mask_ld"),
       py::arg("chains"), py::arg("gradients"), py::arg("lr"), py::arg("localization"), py::arg("nbeta"),
-      py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("energy"),
-      py::arg("threads"), "One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...].");
+      py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("energy"), py::arg("threads"),
+      "One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...].");
 }

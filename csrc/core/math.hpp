@@ -72,8 +72,7 @@ template <class L>
 DIF_INLINE void normal_distribution(typename L::F x, typename L::F& distribution, typename L::F& density) {
   using F = typename L::F;
   using T = typename L::T;
-  density = L::mul(L::set(static_cast<T>(0.398942280401432677939946)),
-                   exp<L>(L::mul(L::mul(L::set(T(-0.5)), x), x)));
+  density = L::mul(L::set(static_cast<T>(0.398942280401432677939946)), exp<L>(L::mul(L::mul(L::set(T(-0.5)), x), x)));
   if constexpr (!L::own_math) {
     distribution = L::each(x, [](auto v) { return 0.5 * __builtin_erfc(v * -0.70710678118654752440); });
   } else {

@@ -48,7 +48,8 @@ DIF_INLINE void cos_sin_pi(typename L::F x, typename L::F& c, typename L::F& s) 
   c = L::fma(q, v, L::set(1.0f));
 }
 
-// One pair of normals from two words. The two low bits of `angle` name the quadrant, all of it the place in it.
+// One pair of normals from two words. The two low bits of `angle` name the quadrant, all of it the place in
+// it.
 template <class L>
 DIF_INLINE void box_muller(typename L::U radius, typename L::U angle, typename L::F& z0, typename L::F& z1) {
   using F = typename L::F;

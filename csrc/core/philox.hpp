@@ -35,8 +35,8 @@ struct PhiloxWords {
 
 // The four words of the counters (a0, a1, a2, a3), lane by lane.
 template <class L>
-DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1,
-                                        typename L::W a2, typename L::W a3) {
+DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1, typename L::W a2,
+                                        typename L::W a3) {
   using W = typename L::W;
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {

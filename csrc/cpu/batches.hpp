@@ -39,11 +39,9 @@ class Batches {
     epoch_ = epoch;
     order_.resize(static_cast<size_t>(n_));
     std::iota(order_.begin(), order_.end(), 0);
-    kernels().words(words_.data(), 0, n_,
-                    {seed_, chain_, static_cast<uint32_t>(epoch), Stream::batch_indices});
+    kernels().words(words_.data(), 0, n_, {seed_, chain_, static_cast<uint32_t>(epoch), Stream::batch_indices});
     for (int64_t i = n_ - 1; i > 0; --i) {
-      const uint64_t k =
-          (static_cast<uint64_t>(words_[static_cast<size_t>(i)]) * static_cast<uint64_t>(i + 1)) >> 32;
+      const uint64_t k = (static_cast<uint64_t>(words_[static_cast<size_t>(i)]) * static_cast<uint64_t>(i + 1)) >> 32;
       std::swap(order_[static_cast<size_t>(i)], order_[k]);
     }
   }

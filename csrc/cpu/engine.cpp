@@ -32,8 +32,8 @@ class Aligned {
 };
 
 SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
-  return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]),
-          static_cast<float>(-0.5 * s.lr[c]), static_cast<float>(std::sqrt(s.lr[c]))};
+  return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]), static_cast<float>(-0.5 * s.lr[c]),
+          static_cast<float>(std::sqrt(s.lr[c]))};
 }
 
 // What every walker needs: the batch of a step, its baseline, and where a draw goes.
@@ -84,8 +84,7 @@ class Walker {
         masked_(settings.mask || padded_ != plan.dim),
         mask_(static_cast<size_t>(padded_), 0),
         losses_(static_cast<size_t>(settings.batch_size)) {
-    for (int64_t i = 0; i < plan.dim; ++i)
-      mask_[static_cast<size_t>(i)] = settings.mask ? settings.mask[i] : 1;
+    for (int64_t i = 0; i < plan.dim; ++i) mask_[static_cast<size_t>(i)] = settings.mask ? settings.mask[i] : 1;
   }
 
   void run(int64_t c, float* w, int64_t first_step, int64_t steps, const Trace& trace, int64_t& diverged) {
@@ -122,8 +121,8 @@ class Walker {
     for (int64_t first = 0; first < padded_; first += block_size) {
       const int64_t size = std::min(block_size, padded_ - first);
       const uint8_t* mask = masked_ ? mask_.data() + first : nullptr;
-      energy += kernels().sgld(w_.get() + first, g_.get() + first, center_.get() + first, mask, first, size,
-                               k, at, true);
+      energy +=
+          kernels().sgld(w_.get() + first, g_.get() + first, center_.get() + first, mask, first, size, k, at, true);
     }
     return energy;
   }
@@ -161,8 +160,7 @@ class GroupWalker {
     bool live[16];
     float* const k = coefficients_.get();
     for (int64_t lane = 0; lane < 16; ++lane) {
-      const int64_t c = chain_of(low, lane),
-                    from = std::min(c, s.chains - 1);  // spare lanes repeat the last chain
+      const int64_t c = chain_of(low, lane), from = std::min(c, s.chains - 1);  // spare lanes repeat the last chain
       live[lane] = c < s.chains && diverged[c] < 0;
       for (int64_t i = 0; i < plan_.dim; ++i) {
         w_.get()[16 * i + lane] = w[from * w_ld + i];
@@ -235,9 +233,8 @@ void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, in
   Batches(mode, seed, chain, n, batch_size).fill(step, out);
 }
 
-void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings,
-                float* w, int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace,
-                int64_t* diverged, int threads) {
+void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings, float* w,
+                int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace, int64_t* diverged, int threads) {
   const Layout layout = program.layout(settings.mode);
   const Plan& plan = program.plan(layout);
   if (layout == layout_chains) {

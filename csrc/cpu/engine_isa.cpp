@@ -40,24 +40,21 @@ void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
   }
 }
 
-double samples_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s,
-                    double* losses) {
+double samples_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses) {
   double sums[16], total = 0.0;
   Small<L, false>::run(plan, w, batch, g, s, losses, sums);
   for (const double x : sums) total += x;
   return total;
 }
 
-void chains_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s,
-                 double* sums) {
+void chains_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* sums) {
   Small<L, true>::run(plan, w, batch, g, s, nullptr, sums);
 }
 
 // Counters are chains here: all lanes draw for the same four coordinates.
 void lane_order(uint32_t* out) { Noise::store_words(out, Noise::narrow(Noise::counters(0))); }
 
-void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain, uint32_t step,
-                   double* energy) {
+void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain, uint32_t step, double* energy) {
   const PhiloxKeys key(seed);
   const L::F nbeta = L::load(block.nbeta), localization = L::load(block.localization);
   const L::F minus_half_lr = L::load(block.minus_half_lr), noise = L::load(block.noise);
@@ -72,14 +69,15 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
     for (int64_t k = 0; k < 4 && 4 * quad + k < block.dim; ++k) {
       const int64_t i = 4 * quad + k;
       if (block.mask && !block.mask[i]) continue;
-      float draw[16], drift[16];
+      float draw[16], drift[16], force[16];
       Noise::store(draw, z[k]);
       const L::F w = L::load(block.w + 16 * i);
-      const L::F d = L::fma(localization, L::sub(w, L::load(block.center + 16 * i)),
-                            L::mul(nbeta, L::load(block.g + 16 * i)));
+      const L::F f = L::mul(nbeta, L::load(block.g + 16 * i));
+      const L::F d = L::fma(localization, L::sub(w, L::load(block.center + 16 * i)), f);
       L::store(block.w + 16 * i, L::fma(noise, L::load(draw), L::fma(minus_half_lr, d, w)));
       L::store(drift, d);
-      for (int j = 0; j < 16; ++j) energy[j] += static_cast<double>(drift[j]) * static_cast<double>(drift[j]);
+      L::store(force, f);
+      for (int j = 0; j < 16; ++j) energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
     }
   }
 }

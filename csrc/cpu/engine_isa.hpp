@@ -29,8 +29,7 @@ struct EngineKernels {
   Pass<float> matrix, samples;
   ChainsPass chains;
   // The step of core/update.hpp; energy (16). Lane i draws the noise of chain first_chain + lane_order[i].
-  void (*update_chains)(const ChainsBlock&, uint64_t seed, uint32_t first_chain, uint32_t step,
-                        double* energy);
+  void (*update_chains)(const ChainsBlock&, uint64_t seed, uint32_t first_chain, uint32_t step, double* energy);
   void (*lane_order)(uint32_t* out);
   // out (count): the sample that each random word names, floor(word n / 2^32).
   void (*indices)(const uint32_t* words, int64_t count, int64_t n, int32_t* out);

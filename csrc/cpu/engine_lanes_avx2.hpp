@@ -25,9 +25,7 @@ struct Avx2Engine : Twice<Avx2Lanes> {
   static constexpr int tile = 2;
 
   static DIF_INLINE M first(int n) { return {H::first_words(n), H::first_words(n - 8)}; }
-  static DIF_INLINE F load_first(const float* p, int n) {
-    return {H::load_first(p, n), H::load_first(p + 8, n - 8)};
-  }
+  static DIF_INLINE F load_first(const float* p, int n) { return {H::load_first(p, n), H::load_first(p + 8, n - 8)}; }
   static DIF_INLINE void store_first(float* p, F x, int n) {
     H::store_first(p, x.a, n);
     H::store_first(p + 8, x.b, n - 8);
@@ -41,8 +39,7 @@ struct Avx2Engine : Twice<Avx2Lanes> {
             _mm256_castps_si256(_mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ))};
   }
   static DIF_INLINE __m256 power8(__m256 n) {
-    return _mm256_castsi256_ps(
-        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
   }
   static DIF_INLINE F power_of_two(F n) { return {power8(n.a), power8(n.b)}; }
   static DIF_INLINE float total(F x) {
@@ -61,10 +58,8 @@ struct Avx2Engine : Twice<Avx2Lanes> {
   static DIF_INLINE void columns4(Row row, F (&out)[4]) {
     __m256 low[4], high[4];
     for (int k = 0; k < 4; ++k) {
-      low[k] =
-          _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(k))), _mm_loadu_ps(row(4 + k)), 1);
-      high[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(8 + k))),
-                                     _mm_loadu_ps(row(12 + k)), 1);
+      low[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(k))), _mm_loadu_ps(row(4 + k)), 1);
+      high[k] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(8 + k))), _mm_loadu_ps(row(12 + k)), 1);
     }
     Avx2Lanes::transpose(low);
     Avx2Lanes::transpose(high);

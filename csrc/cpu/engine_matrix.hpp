@@ -42,9 +42,7 @@ struct Matrix {
     for (; j + 16 <= n; j += 16) fn(j, int64_t{16});
     if (j < n) fn(j, n - j);
   }
-  static DIF_INLINE F joined(F v, const T* old, int64_t n, bool join) {
-    return join ? L::add(v, load(old, n)) : v;
-  }
+  static DIF_INLINE F joined(F v, const T* old, int64_t n, bool join) { return join ? L::add(v, load(old, n)) : v; }
 
   struct View {
     T* p;
@@ -152,8 +150,8 @@ struct Matrix {
     const View a = view(op.a), out = view(op.out);
     const T* weight = op.transposed ? w + op.weight : s + at.turned;
     const int64_t m = rows(op.out);
-    G::run(m, out.cols, a.cols, {a.p, a.ld, 1}, weight, op.transposed ? out.cols : at.turned_ld, out.p,
-           out.ld, op.bias >= 0 ? w + op.bias : nullptr, false);
+    G::run(m, out.cols, a.cols, {a.p, a.ld, 1}, weight, op.transposed ? out.cols : at.turned_ld, out.p, out.ld,
+           op.bias >= 0 ? w + op.bias : nullptr, false);
     act_forward(op.activation, out.p, s + at.extra, m, out.ld, out.cols);
   }
   void linear_back(const ProgramOp& op, const OpPlan& at) const {
@@ -170,8 +168,8 @@ struct Matrix {
     }
     if (a.d) {
       const T* weight = op.transposed ? s + at.turned : w + op.weight;
-      G::run(m, a.cols, out.cols, {out.d, out.ld, 1}, weight, op.transposed ? at.turned_ld : a.cols, a.d,
-             a.ld, nullptr, at.add_a);
+      G::run(m, a.cols, out.cols, {out.d, out.ld, 1}, weight, op.transposed ? at.turned_ld : a.cols, a.d, a.ld, nullptr,
+             at.add_a);
     }
   }
 
@@ -179,8 +177,7 @@ struct Matrix {
   void activation(const ProgramOp& op, const OpPlan& at) const {
     const View a = view(op.a), out = view(op.out);
     for (int64_t r = 0; r < rows(op.out); ++r) {
-      columns(out.cols,
-              [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, load(a.p + r * a.ld + j, n), n); });
+      columns(out.cols, [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, load(a.p + r * a.ld + j, n), n); });
     }
     act_forward(op.activation, out.p, s + at.extra, rows(op.out), out.ld, out.cols);
   }
@@ -212,9 +209,8 @@ struct Matrix {
     const View a = view(op.a), out = view(op.out);
     const F k = L::set(static_cast<T>(op.factor));
     for (int64_t r = 0; r < rows(op.out); ++r) {
-      columns(out.cols, [&](int64_t j, int64_t n) {
-        store(out.p + r * out.ld + j, L::mul(k, load(a.p + r * a.ld + j, n)), n);
-      });
+      columns(out.cols,
+              [&](int64_t j, int64_t n) { store(out.p + r * out.ld + j, L::mul(k, load(a.p + r * a.ld + j, n)), n); });
     }
   }
 
@@ -406,10 +402,9 @@ struct Matrix {
         T* p = s + at.extra + (i * op.heads + n) * h.t * h.ld;
         transpose<L>(h.t, h.d, k.p + row * k.ld + column, k.ld, h.turned, h.ld);
         row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
-          G::run(count, wide, h.d, {q.p + (row + r) * q.ld + column, q.ld, 1}, h.turned, h.ld, p + r * h.ld,
-                 h.ld, nullptr, false);
-          for (int64_t e = r; e < r + count; ++e)
-            softmax_row(p + e * h.ld, op.causal ? e + 1 : h.t, wide, factor);
+          G::run(count, wide, h.d, {q.p + (row + r) * q.ld + column, q.ld, 1}, h.turned, h.ld, p + r * h.ld, h.ld,
+                 nullptr, false);
+          for (int64_t e = r; e < r + count; ++e) softmax_row(p + e * h.ld, op.causal ? e + 1 : h.t, wide, factor);
           G::run(count, h.d, wide, {p + r * h.ld, h.ld, 1}, v.p + row * v.ld + column, v.ld,
                  out.p + (row + r) * out.ld + column, out.ld, nullptr, false);
         });
@@ -427,8 +422,7 @@ struct Matrix {
     const F peak = L::set(L::largest(top));
     F sum = L::set(0);
     columns(live, [&](int64_t j, int64_t n) {
-      const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(L::mul(k, load(p + j, n)), peak)),
-                            L::set(0));
+      const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(L::mul(k, load(p + j, n)), peak)), L::set(0));
       sum = L::add(sum, e);
       store(p + j, e, n);
     });
@@ -457,21 +451,19 @@ struct Matrix {
         transpose<L>(h.t, h.d, v.p + row * v.ld + column, v.ld, h.turned, h.ld);
         row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
           T* d_p = h.back + r * h.ld;
-          G::run(count, wide, h.d, {d_out + r * out.ld, out.ld, 1}, h.turned, h.ld, d_p, h.ld, nullptr,
-                 false);
-          for (int64_t e = 0; e < count; ++e)
-            softmax_row_back(p + (r + e) * h.ld, d_p + e * h.ld, wide, factor);
+          G::run(count, wide, h.d, {d_out + r * out.ld, out.ld, 1}, h.turned, h.ld, d_p, h.ld, nullptr, false);
+          for (int64_t e = 0; e < count; ++e) softmax_row_back(p + (r + e) * h.ld, d_p + e * h.ld, wide, factor);
           if (q.d) {
-            G::run(count, h.d, wide, {d_p, h.ld, 1}, k.p + row * k.ld + column, k.ld,
-                   q.d + (row + r) * q.ld + column, q.ld, nullptr, at.add_a);
+            G::run(count, h.d, wide, {d_p, h.ld, 1}, k.p + row * k.ld + column, k.ld, q.d + (row + r) * q.ld + column,
+                   q.ld, nullptr, at.add_a);
           }
         });
         // Columns c .. c + count of a causal square begin at row c.
         row_blocks(h, [&](int64_t c, int64_t count, int64_t) {
           const int64_t from = op.causal ? c : 0, deep = h.t - from;
           if (k.d) {
-            G::run(count, h.d, deep, {h.back + from * h.ld + c, 1, h.ld}, q.p + (row + from) * q.ld + column,
-                   q.ld, k.d + (row + c) * k.ld + column, k.ld, nullptr, at.add_b);
+            G::run(count, h.d, deep, {h.back + from * h.ld + c, 1, h.ld}, q.p + (row + from) * q.ld + column, q.ld,
+                   k.d + (row + c) * k.ld + column, k.ld, nullptr, at.add_b);
           }
           if (v.d) {
             G::run(count, h.d, deep, {p + from * h.ld + c, 1, h.ld}, d_out + from * out.ld, out.ld,
@@ -528,8 +520,7 @@ struct Matrix {
         const F shift = L::set(peak);
         F sum = L::set(0);
         columns(p.cols, [&](int64_t j, int64_t n) {
-          const F e =
-              L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(load(x + j, n), shift)), L::set(0));
+          const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(load(x + j, n), shift)), L::set(0));
           sum = L::add(sum, e);
           if (d) store(d + j, e, n);
         });
@@ -642,8 +633,8 @@ struct Matrix {
       const OpPlan& at = plan.steps[i];
       if (op.kind != op_linear || at.turned < 0) continue;
       const int64_t in = plan.values[op.a].cols, out = plan.values[op.out].cols;
-      transpose<L>(op.transposed ? in : out, op.transposed ? out : in, w + op.weight,
-                   op.transposed ? out : in, s + at.turned, at.turned_ld);
+      transpose<L>(op.transposed ? in : out, op.transposed ? out : in, w + op.weight, op.transposed ? out : in,
+                   s + at.turned, at.turned_ld);
     }
     if (g) {
       for (int64_t i = 0; i < plan.total; ++i) g[i] = 0;

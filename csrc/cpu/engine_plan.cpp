@@ -37,8 +37,8 @@ bool narrow(const std::vector<ProgramValue>& values, const std::vector<ProgramOp
   std::vector<char> input(values.size(), 0);
   for (const ProgramOp& op : ops) {
     if (op.kind == op_input) at(input, op.out) = 1;
-    const bool known = op.kind == op_input || op.kind == op_linear || op.kind == op_activation ||
-                       op.kind == op_add || op.kind == op_scale || (op.kind == op_position && op.size == 1);
+    const bool known = op.kind == op_input || op.kind == op_linear || op.kind == op_activation || op.kind == op_add ||
+                       op.kind == op_scale || (op.kind == op_position && op.size == 1);
     if (!known) return false;
     for (const int32_t v : {op.a, op.b}) {
       if (v >= 0 && at(input, v) && op.kind != op_linear) return false;
@@ -155,8 +155,8 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
     for (const int32_t v : {op.a, op.b}) {
       if (v >= 0) ++at(readers, v);
     }
-    const bool whole = op.kind == op_input && op.first == 0 &&
-                       at(values_, op.out).cols == at(values_, plan.loss.prediction).cols;
+    const bool whole =
+        op.kind == op_input && op.first == 0 && at(values_, op.out).cols == at(values_, plan.loss.prediction).cols;
     if (whole && !chains) plan.loss_input = op.out;
   }
   ++at(readers, plan.loss.prediction);
@@ -219,8 +219,6 @@ Layout CompiledProgram::layout(int32_t mode) const {
   return mode == batch_shared ? layout_chains : layout_samples;
 }
 
-const Plan& CompiledProgram::plan(Layout layout) const {
-  return layouts_[static_cast<size_t>(layout)].plan();
-}
+const Plan& CompiledProgram::plan(Layout layout) const { return layouts_[static_cast<size_t>(layout)].plan(); }
 
 }  // namespace dif

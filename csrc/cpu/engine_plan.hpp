@@ -13,7 +13,7 @@ struct ValuePlan {
 };
 
 struct OpPlan {
-  int64_t extra;  // offset in scratch of what the forward pass leaves for the backward pass, or -1
+  int64_t extra;              // offset in scratch of what the forward pass leaves for the backward pass, or -1
   int64_t turned, turned_ld;  // the transposed copy of the weight, or -1
   bool add_a, add_b, add_c;   // this gradient joins others already there
   bool sloped;                // the gradient of `out` arrives multiplied by the slope of this activation

@@ -61,8 +61,7 @@ struct Small {
 
   // ---- tiles. Fn(row, column, sum) ends a tile's element; X(inner, column) reads the right operand.
   template <int R, int C, class X, class Start, class End>
-  DIF_INLINE void product_tile(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start,
-                               End end) const {
+  DIF_INLINE void product_tile(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
     F sum[R][C];
     for (int i = 0; i < R; ++i) {
       const F from = start(r + i);
@@ -84,16 +83,14 @@ struct Small {
     }
   }
   template <int R, int C, class X, class Start, class End>
-  DIF_INLINE void product_columns(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start,
-                                  End end) const {
+  DIF_INLINE void product_columns(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
     for (; c + C <= columns; c += C) product_tile<R, C>(m, inner, r, c, x, start, end);
     if constexpr (C > 1) {
       if (c < columns) product_columns<R, C / 2>(m, inner, r, c, x, start, end);
     }
   }
   template <int R, class X, class Start, class End>
-  DIF_INLINE void product_rows(Weights m, int64_t height, int64_t inner, int64_t r, X x, Start start,
-                               End end) const {
+  DIF_INLINE void product_rows(Weights m, int64_t height, int64_t inner, int64_t r, X x, Start start, End end) const {
     constexpr int C = tile * tile / R > 8 ? 8 : tile * tile / R;
     for (; r + R <= height; r += R) product_columns<R, C>(m, inner, r, 0, x, start, end);
     if constexpr (R > 1) {
@@ -225,8 +222,7 @@ struct Small {
   template <class X>
   DIF_INLINE void linear_gradient(const ProgramOp& op, X x) const {
     const View a = view(op.a), out = view(op.out);
-    if (trains(op.weight))
-      outer_rows<tile>(forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, out.d, x);
+    if (trains(op.weight)) outer_rows<tile>(forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, out.d, x);
     if (trains(op.bias)) row_sums(out.d, out.cols, op.bias);
   }
   void row_sums(const T* d, int64_t height, int64_t offset) const {
@@ -328,8 +324,7 @@ struct Small {
     if constexpr (!chains) {
       const View out = view(op.out);
       for (int64_t c = 0; c < columns; ++c) {
-        columns_of(
-            c, out.cols, [&](int i) { return row_of(batch.x, batch.x_size, c * 16 + i) + op.first; }, out.p);
+        columns_of(c, out.cols, [&](int i) { return row_of(batch.x, batch.x_size, c * 16 + i) + op.first; }, out.p);
       }
     }
   }
@@ -344,8 +339,7 @@ struct Small {
     L::store(v, loss);
     for (int i = 0; i < lanes; ++i) sums[i] += static_cast<double>(v[i]);
     if (losses && !chains) {
-      for (int i = 0; i < live(c); ++i)
-        losses[first + c * 16 + i] = static_cast<double>(v[i]) * plan.loss.factor;
+      for (int i = 0; i < live(c); ++i) losses[first + c * 16 + i] = static_cast<double>(v[i]) * plan.loss.factor;
     }
   }
   void squared(double* losses) const {
@@ -357,8 +351,7 @@ struct Small {
         targets = view(plan.loss_input).p;
       } else {
         for (int64_t c = 0; c < columns; ++c) {
-          columns_of(
-              c, p.cols, [&](int i) { return row_of(batch.y, batch.y_size, c * 16 + i); }, s + plan.targets);
+          columns_of(c, p.cols, [&](int i) { return row_of(batch.y, batch.y_size, c * 16 + i); }, s + plan.targets);
         }
       }
     }
@@ -391,8 +384,7 @@ struct Small {
         for (int64_t i = 0; i < lanes; ++i) {
           const int64_t k = chains ? c : c * 16 + i;
           classes[i] =
-              k <= last ? static_cast<T>(
-                              batch.classes[static_cast<int64_t>(batch.index[first + k]) * batch.class_size])
+              k <= last ? static_cast<T>(batch.classes[static_cast<int64_t>(batch.index[first + k]) * batch.class_size])
                         : T(-1);
         }
         const F y = L::load(classes);
@@ -406,8 +398,7 @@ struct Small {
         const auto counted = L::greater(y, L::set(T(-0.5)));
         record(L::select(counted, L::add(log<L>(total), L::sub(peak, chosen)), zero), c, losses);
         if (!p.d) continue;
-        const F scaled = L::select(counted, L::div(slope, total), zero),
-                unit = L::select(counted, slope, zero);
+        const F scaled = L::select(counted, L::div(slope, total), zero), unit = L::select(counted, slope, zero);
         for (int64_t r = 0; r < p.cols; ++r) {
           const F e = L::mul(exp<L>(L::sub(L::load(p.p + at(r, c)), peak)), scaled);
           const F d = L::sub(e, L::select(is(y, r), unit, zero));
@@ -483,8 +474,7 @@ struct Small {
 
   // g: (total) with samples in the lanes, (total, 16) with chains in the lanes. sums (16): losses summed over
   // samples in each lane.
-  static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses,
-                  double* sums) {
+  static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses, double* sums) {
     T* sum = g && !chains ? s + plan.sums : g;
     if (g) {
       for (int64_t i = 0; i < plan.dim; ++i) L::store(sum + lanes * i, L::set(0));

@@ -30,8 +30,8 @@ struct Gemm {
 
   // One block of R rows and V registers; `last` columns of the last register exist (width: all).
   template <int R, int V, bool ragged>
-  static void block(int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld, const T* bias,
-                    bool accumulate, int last) {
+  static void block(int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld, const T* bias, bool accumulate,
+                    int last) {
     F sum[R][V];
     if (accumulate) {
       for (int i = 0; i < R; ++i) {
@@ -85,13 +85,12 @@ struct Gemm {
       c += R * c_ld;
       m -= R;
     }
-    if constexpr (R > 1)
-      strip<R / 2 + (R == 6), V, ragged>(m, k, a, b, b_ld, c, c_ld, bias, accumulate, last);
+    if constexpr (R > 1) strip<R / 2 + (R == 6), V, ragged>(m, k, a, b, b_ld, c, c_ld, bias, accumulate, last);
   }
 
   template <int V>
-  static void strip_of(bool ragged, int64_t m, int64_t k, Left a, const T* b, int64_t b_ld, T* c,
-                       int64_t c_ld, const T* bias, bool accumulate, int last) {
+  static void strip_of(bool ragged, int64_t m, int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld,
+                       const T* bias, bool accumulate, int last) {
     // Narrow strips take more rows, for as many independent sums.
     constexpr int R = V == P::panels ? P::rows : P::rows * P::panels / V > 16 ? 16 : P::rows * P::panels / V;
     if (ragged) {
@@ -101,8 +100,8 @@ struct Gemm {
     }
   }
 
-  static void run(int64_t m, int64_t n, int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld,
-                  const T* bias, bool accumulate) {
+  static void run(int64_t m, int64_t n, int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld, const T* bias,
+                  bool accumulate) {
     for (int64_t q = 0; q < k; q += k_block) {
       const int64_t depth = k - q < k_block ? k - q : k_block;
       const bool onto = accumulate || q > 0;
@@ -120,16 +119,13 @@ struct Gemm {
             strip_of<1>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto, last);
             break;
           case 2:
-            strip_of<(P::panels >= 2 ? 2 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto,
-                                               last);
+            strip_of<(P::panels >= 2 ? 2 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto, last);
             break;
           case 3:
-            strip_of<(P::panels >= 3 ? 3 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto,
-                                               last);
+            strip_of<(P::panels >= 3 ? 3 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto, last);
             break;
           default:
-            strip_of<(P::panels >= 4 ? 4 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto,
-                                               last);
+            strip_of<(P::panels >= 4 ? 4 : 1)>(ragged, m, depth, at, bs, b_ld, c + j, c_ld, start, onto, last);
         }
         j += columns;
       }

@@ -1,9 +1,10 @@
 // The operations for one instruction set: this file is compiled once for each (csrc/CMakeLists.txt).
 // It must not instantiate anything that another file could share by name: the linker keeps one copy, and that
-// could be the one with too many instructions. So no std:: containers here; all templates carry the lane type.
-#include "cpu/kernels.hpp"
+// could be the one with too many instructions. So no std:: containers here; all templates carry the lane
+// type.
 #include "core/lanes_twice.hpp"
 #include "core/normal.hpp"
+#include "cpu/kernels.hpp"
 
 #if defined(DIF_ISA_avx512)
 #include "cpu/lanes_avx512.hpp"
@@ -31,11 +32,11 @@ constexpr const char* isa_name = "baseline";
 #endif
 
 using F = L::F;
-constexpr int tile = 128;                     // coordinates: whole quads, whole registers on every set
-constexpr int registers = tile / L::width;    // of a tile
-constexpr int draws = registers / 4;          // calls of `normals` a tile
-constexpr int ahead = 8 * tile;               // how far a tile asks memory for the next ones
-constexpr int running = 32;                   // running sums over coordinates, the same number on every set
+constexpr int tile = 128;                   // coordinates: whole quads, whole registers on every set
+constexpr int registers = tile / L::width;  // of a tile
+constexpr int draws = registers / 4;        // calls of `normals` a tile
+constexpr int ahead = 8 * tile;             // how far a tile asks memory for the next ones
+constexpr int running = 32;                 // running sums over coordinates, the same number on every set
 constexpr int sums = running / L::width;
 
 DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, F (&z)[registers]) {
@@ -48,8 +49,7 @@ DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const Philox
 
 DIF_INLINE void tile_words(int64_t coordinate, const Address& at, const PhiloxKeys& key, uint32_t* out) {
   for (int i = 0; i < draws; ++i) {
-    const auto w =
-        philox<L>(key, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream);
+    const auto w = philox<L>(key, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream);
     F part[4];
     for (int k = 0; k < 4; ++k) part[k] = L::floats(w.word[k]);
     L::transpose(part);
@@ -104,8 +104,7 @@ void words_run(uint32_t* out, int64_t first, int64_t size, Address at) {
 
 template <bool noise, bool masked>
 DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const uint8_t* mask, int64_t t,
-                          const SgldCoefficients& k, const Address& at, const PhiloxKeys& key,
-                          F (&sum)[sums]) {
+                          const SgldCoefficients& k, const Address& at, const PhiloxKeys& key, F (&sum)[sums]) {
   // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
   for (int i = 0; i < tile; i += 16) {
     __builtin_prefetch(w + i + ahead, 1);
@@ -114,17 +113,18 @@ DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const u
   F z[registers];
   if (noise) tile_normals(t, at, key, z);
   for (int i = 0; i < registers; ++i) {
-    F drift;
+    F drift, force;
     const F old = L::load(w + i * L::width);
-    F next = sgld<L>(old, L::load(g + i * L::width), L::load(center + i * L::width), k, drift);
+    F next = sgld<L>(old, L::load(g + i * L::width), L::load(center + i * L::width), k, drift, force);
     if (noise) next = L::fma(L::set(k.noise), z[i], next);
     if (masked) {
       const auto moves = L::load_mask(mask + i * L::width);
       next = L::select(moves, next, old);
       drift = L::select(moves, drift, L::set(0.0f));
+      force = L::select(moves, force, L::set(0.0f));
     }
     L::store(w + i * L::width, next);
-    sum[i % sums] = L::fma(drift, drift, sum[i % sums]);
+    sum[i % sums] = L::fma(drift, force, sum[i % sums]);
   }
 }
 

@@ -24,7 +24,7 @@ struct Kernels {
   void (*words)(uint32_t* out, int64_t first, int64_t size, Address);
   // One chain's w, g, center, mask (size), all starting at coordinate `first`, inside one block; w is updated
   // in place, no other may overlap it. A null mask moves all; a zero keeps the coordinate's bits.
-  // Returns sum d^2 over the moved coordinates.
+  // Returns sum d . (nbeta g) over the moved coordinates.
   double (*sgld)(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
                  SgldCoefficients, Address, bool noise);
 };

@@ -70,9 +70,7 @@ struct Avx2Lanes {
     return {_mm256_xor_si256(_mm256_xor_si256(x.a, y.a), k), _mm256_xor_si256(_mm256_xor_si256(x.b, y.b), k)};
   }
   static DIF_INLINE U narrow(W x) { return _mm256_blend_epi32(x.a, _mm256_slli_epi64(x.b, 32), 0xAA); }
-  static DIF_INLINE void store_words(uint32_t* p, U a) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a);
-  }
+  static DIF_INLINE void store_words(uint32_t* p, U a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), a); }
   static DIF_INLINE U words(F a) { return _mm256_castps_si256(a); }
   static DIF_INLINE F floats(U a) { return _mm256_castsi256_ps(a); }
 

@@ -49,18 +49,20 @@ void sgld_step(const SgldBlock& block, const SgldTensor* tensors, int64_t tensor
       const Piece& piece = pieces[static_cast<size_t>(p)];
       for (int64_t c = 0; c < block.chains; ++c) {
         const Address at{settings.seed, settings.first_chain + static_cast<uint32_t>(c), settings.step, update_noise};
-        part[static_cast<size_t>(p * block.chains + c)] = run.sgld(
-            block.w + c * block.w_ld + piece.first, piece.tensor->g + c * piece.tensor->g_ld + piece.first - piece.tensor->first,
-            block.center + c * block.center_ld + piece.first,
-            block.mask ? block.mask + c * block.mask_ld + piece.first : nullptr, piece.first, piece.size,
-            coefficients[static_cast<size_t>(c)], at, settings.noise);
+        part[static_cast<size_t>(p * block.chains + c)] =
+            run.sgld(block.w + c * block.w_ld + piece.first,
+                     piece.tensor->g + c * piece.tensor->g_ld + piece.first - piece.tensor->first,
+                     block.center + c * block.center_ld + piece.first,
+                     block.mask ? block.mask + c * block.mask_ld + piece.first : nullptr, piece.first, piece.size,
+                     coefficients[static_cast<size_t>(c)], at, settings.noise);
       }
     }
   });
   if (!energy) return;
   for (int64_t c = 0; c < block.chains; ++c) {
     energy[c] = 0.0;
-    for (size_t p = 0; p < pieces.size(); ++p) energy[c] += part[p * static_cast<size_t>(block.chains) + static_cast<size_t>(c)];
+    for (size_t p = 0; p < pieces.size(); ++p)
+      energy[c] += part[p * static_cast<size_t>(block.chains) + static_cast<size_t>(c)];
   }
 }
 

@@ -4,8 +4,8 @@
 
 namespace dif {
 
-// One tensor of a model, for all chains. Pointers are to coordinate 0 of chain 0; chain c of w lies w_ld floats
-// further each. A stride of 0 shares one row among the chains.
+// One tensor of a model, for all chains. Pointers are to coordinate 0 of chain 0; chain c of w lies w_ld
+// floats further each. A stride of 0 shares one row among the chains.
 struct SgldTensor {
   int64_t first, size;  // the coordinates of this tensor in a chain's vector
   const float* g;       // (chains, size), its own rows: coordinate `first` is at g[0]
@@ -29,7 +29,8 @@ struct SgldSettings {
   bool noise;
 };
 
-// Tensors must not overlap. `energy` (chains) receives sum d^2, or is null. The result does not depend on `threads`.
+// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), or is null. The result does not depend on
+// `threads`.
 void sgld_step(const SgldBlock&, const SgldTensor* tensors, int64_t tensor_count, const SgldSettings&, double* energy,
                int threads);
 

@@ -225,9 +225,9 @@ def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, 
 class NativeRun:
     """All chains of one run; `advance` moves them, and what they have recorded can be read at any time.
 
-    w <- w - (lr / 2) (nbeta g + localization (w - center)) + sqrt(lr) xi, as in csrc/core/update.hpp. Draw k
-    is step burn_in + k thin: the loss at w on that step's batch before the update, the mean of ``baseline``
-    over the same samples, and the energy sum d^2 of that step's drift.
+    w <- w - (lr / 2) (nbeta g + localization (w - center)) + sqrt(lr) xi, as in csrc/core/update.hpp. Draw k is step
+    burn_in + k thin: the loss at w on that step's batch before the update, the mean of ``baseline`` over the same
+    samples, and the energy sum d . (nbeta g) of that step's drift.
 
     Attributes:
         step: steps taken.

@@ -1,0 +1,350 @@
+// Stages of one training curve, online: a test for acceleration, and a two-state machine that turns alarms
+// into rows.
+//
+//   QUIET   excess = s m1 + min(s slope, 0) (T0 - T1) - s m0  >=  max(floor, z x its standard error)
+//           m0 the newest w observations, m1 and m2 the two blocks of u in {w, 2w, 4w} before them, T their
+//           mean steps, slope = (m1 - m2) / (T1 - T2); s = +1 for a fall, -1 for a rise (metrics only). Never
+//           positive if convex.
+//   STAGE   until the speed has fallen to kappa x its peak; then the levels and their 10, 50, 90 % crossings.
+//
+// Signal: log(max(y, 0) + eps x largest |y| so far) of a loss, y itself of a metric. Step is the linear step.
+// Memory: six doubles an observation, nine with standard errors; everything is a function of the observations
+// alone, so whoever keeps (t, y, se) can rebuild the detector to the bit. Cost: the grid of blocks, about 40
+// contrasts an observation; the searches for onset and crossings read one stage, once. Accuracy: values are
+// taken less the first one and sums carry their rounding errors along, so the mean of a block is as exact
+// late in a long run, or on top of a large offset, as it is at the start.
+#pragma once
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <vector>
+
+namespace dif {
+
+struct StageSettings {
+  bool loss = true;         // a positive loss, or a metric that may go either way
+  double delta = 0.05;      // least excess: nats of a loss, share of the range of a metric
+  double z = 8;             // least excess in standard errors that are estimated from the curve
+  double z_given = 5;       // the same in standard errors that come with the observations
+  double kappa = 0.6;       // a stage ends at this share of its peak speed
+  double size = 0.01;       // rows below this share of the loss range are not listed
+  double skip = 10;         // steps at the start that are not looked at
+  double eps = 0.01;        // floor of the logarithm, as a share of the largest loss
+  double metric_range = 0;  // known range of a metric; 0: the range so far
+};
+
+struct StageAlarm {
+  double step, onset;
+  double excess;  // in units of what was needed
+  int64_t block;  // observations in the block that fired
+  int direction;  // -1 a fall, +1 a rise
+};
+
+struct StageRow {
+  double onset, midpoint, end, alarm, closed;  // steps
+  double before, after;                        // levels of the raw curve
+  double gain;                                 // change of the signal in the stage's direction
+  int direction;
+  bool open;
+};
+
+// Prefix sums, each with the rounding error that it left behind (two-sum).
+class PrefixSums {
+ public:
+  void push(double value) {
+    const double old = sum_.back(), total = old + value, back = total - old;
+    rest_.push_back(rest_.back() + ((old - (total - back)) + (value - back)));
+    sum_.push_back(total);
+  }
+  // Mean of the `length` values before index `end`.
+  double mean(int64_t end, int64_t length) const {
+    return ((sum_[end] - sum_[end - length]) + (rest_[end] - rest_[end - length])) / static_cast<double>(length);
+  }
+
+ private:
+  std::vector<double> sum_{0.0}, rest_{0.0};
+};
+
+// Median of the last 48 values: a ring in order of arrival, and the same values sorted.
+class RunningMedian {
+ public:
+  void push(double value) {
+    if (count_ == capacity) {
+      double* old = std::lower_bound(sorted_.data(), sorted_.data() + count_, ring_[next_]);
+      std::copy(old + 1, sorted_.data() + count_, old);
+      --count_;
+    }
+    double* place = std::upper_bound(sorted_.data(), sorted_.data() + count_, value);
+    std::copy_backward(place, sorted_.data() + count_, sorted_.data() + count_ + 1);
+    *place = value;
+    ring_[next_] = value;
+    next_ = (next_ + 1) % capacity;
+    ++count_;
+  }
+  int count() const { return count_; }
+  double median() const { return 0.5 * (sorted_[(count_ - 1) / 2] + sorted_[count_ / 2]); }
+
+ private:
+  static constexpr int capacity = 48;
+  std::array<double, capacity> ring_{}, sorted_{};
+  int count_ = 0, next_ = 0;
+};
+
+class StageDetector {
+ public:
+  explicit StageDetector(const StageSettings& settings) : set_(settings) {}
+
+  const std::vector<double>& steps() const { return t_; }
+  const std::vector<double>& values() const { return y_; }
+  const std::vector<double>& errors() const { return se_; }  // empty unless they are given
+  double last_step() const { return t_.empty() ? -std::numeric_limits<double>::infinity() : t_.back(); }
+  int64_t size() const { return static_cast<int64_t>(t_.size()); }
+
+  // One observation at step t > last_step(), t >= 0, all finite; se < 0 says that no standard error is known.
+  // The first observation decides whether standard errors are used; one that lacks it afterwards repeats the
+  // last.
+  std::optional<StageAlarm> update(double t, double y, double se) {
+    push(t, y, se);
+    if (start_ < 0) {
+      if (t < set_.skip) return std::nullopt;
+      start_ = size() - 1;
+    }
+    std::optional<StageAlarm> alarm;
+    if (!active_) alarm = look();
+    if (active_) follow();
+    return alarm;
+  }
+
+  // Step of the alarm whose stage still goes on; NaN when all is quiet.
+  double open_alarm() const { return active_ ? t_[static_cast<size_t>(active_->alarm)] : std::nan(""); }
+
+  // All transitions known now; one that still goes on comes last and is marked.
+  std::vector<StageRow> rows() const {
+    std::vector<StageRow> listed;
+    for (const StageRow& row : closed_) {
+      if (counts(row)) listed.push_back(row);
+    }
+    if (active_) {
+      const StageRow row = measure(*active_, true);
+      if (counts(row)) listed.push_back(row);
+    }
+    return listed;
+  }
+
+ private:
+  static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
+  static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
+  static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
+
+  struct Active {
+    int64_t onset, alarm, block, speed_block;  // onset, alarm: indices of observations
+    double peak;
+    int sign;  // +1 a fall, -1 a rise
+  };
+  struct Block {
+    double value, step;
+  };
+
+  Block block(int64_t end, int64_t length) const { return {g_.mean(end, length), x_.mean(end, length)}; }
+
+  void push(double t, double y, double se) {
+    if (t_.empty()) {
+      given_ = se >= 0;
+      low_ = high_ = y;
+      first_step_ = t;
+    }
+    low_ = std::min(low_, y);
+    high_ = std::max(high_, y);
+    t_.push_back(t);
+    y_.push_back(y);
+    x_.push(t - first_step_);
+    double error = se >= 0 || se_.empty() ? se : se_.back();
+    if (given_) se_.push_back(error);
+    if (set_.loss) {
+      const double top = std::max(std::abs(low_), std::abs(high_));
+      const double level = std::max(std::max(y, 0.0) + set_.eps * top, std::numeric_limits<double>::min());
+      const double signal = std::log(level);
+      if (size() == 1) first_signal_ = signal;
+      g_.push(signal - first_signal_);
+      error /= level;
+    } else {
+      if (size() == 1) first_signal_ = y;
+      g_.push(y - first_signal_);
+    }
+    if (given_) variance_.push(error * error);
+  }
+
+  // Standard deviation of the mean of the `length` observations before `end`; negative while it is not known.
+  // Where no errors are given, noise is taken from blocks up to a quarter as long: then a correlated noise is
+  // not read as a white one. `scale` is the index of a scale that is at least that quarter.
+  double deviation(int64_t end, int64_t length, int scale = scale_count - 1) const {
+    const double n = static_cast<double>(length);
+    if (given_) return std::sqrt(std::max(variance_.mean(end, length), 0.0) / n);
+    while (scale > 0 && 4 * scales[scale] > length) --scale;
+    return largest_noise_[scale] < 0 ? -1 : largest_noise_[scale] / std::sqrt(n);
+  }
+
+  void spread_noise(int k) { largest_noise_[k] = std::max(k > 0 ? largest_noise_[k - 1] : -1.0, noise_[k]); }
+
+  std::optional<StageAlarm> look() {
+    const int64_t e = size();
+    const double range = set_.metric_range > 0 ? set_.metric_range : high_ - low_;
+    const double floor = set_.loss ? set_.delta : set_.delta * range;
+    const double z = given_ ? set_.z_given : set_.z;
+    double best = 0;
+    int64_t best_block = 0;
+    int best_sign = 0;
+    int k = 0;
+    for (; k < scale_count && e - 3 * scales[k] >= start_; ++k) {
+      spread_noise(k);
+      const int64_t w = scales[k];
+      const Block b0 = block(e, w);
+      for (int64_t u = w; u <= 4 * w && e - w - 2 * u >= start_; u *= 2) {
+        const Block b1 = block(e - w, u), b2 = block(e - w - u, u);
+        const double gap = b1.step - b2.step, ahead = b0.step - b1.step, r = ahead / gap;
+        const double slope = (b1.value - b2.value) / gap, lever = (1 + r) * (1 + r) + r * r;
+        if (u == w && !given_) {
+          const double miss = std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever);
+          if (std::isfinite(miss)) history_[k].push(miss);  // values near the largest double overflow
+        }
+        for (int s = 1; s >= (set_.loss ? 1 : -1); s -= 2) {
+          const double excess = s * b1.value + std::min(s * slope, 0.0) * ahead - s * b0.value;
+          if (!(excess > 0 && excess >= floor)) continue;  // the error is asked for only where it decides
+          const double sd0 = deviation(e, w, k), sd1 = deviation(e - w, u, k);
+          if (sd0 < 0) continue;
+          const double needed = std::max(floor, z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
+          if (excess >= needed && excess / needed > best) {
+            best = excess / needed;
+            best_block = w;
+            best_sign = s;
+          }
+        }
+      }
+      if (history_[k].count() >= 3) {
+        noise_[k] = 1.4826 * history_[k].median() * std::sqrt(static_cast<double>(w));
+      }
+      spread_noise(k);
+    }
+    for (; k < scale_count; ++k) spread_noise(k);
+    if (best_block == 0) return std::nullopt;
+    active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign};
+    return StageAlarm{t_[e - 1], t_[active_->onset], best, best_block, -best_sign};
+  }
+
+  double speed(int64_t end, int64_t length, int sign) const {
+    const Block b0 = block(end, length), b1 = block(end - length, length);
+    return -sign * (b0.value - b1.value) / (b0.step - b1.step);
+  }
+
+  // Last index of this quiet spell whose speed is within 5 % of the least.
+  int64_t onset(int64_t block_length, int sign) const {
+    const int64_t e = size(), h = std::max<int64_t>(1, block_length / 2), first = start_ + 2 * h;
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t j = first; j <= e; ++j) least = std::min(least, std::max(speed(j, h, sign), 0.0));
+    const double bound = least + 0.05 * (std::max(speed(e, h, sign), 0.0) - least);
+    int64_t last = e;
+    while (last > first && !(std::max(speed(last, h, sign), 0.0) <= bound)) --last;
+    return std::min(std::max(last - h - 1, start_), e - 2);
+  }
+
+  // Speed over the shortest block that resolves it; notes that block.
+  double resolved_speed(Active& a) const {
+    const int64_t e = size();
+    double v = 0;
+    for (int k = 0; k < scale_count; ++k) {
+      const int64_t w = scales[k];
+      if (e < 2 * w || (k > 0 && w > 2 * a.block)) break;
+      v = speed(e, w, a.sign);
+      a.speed_block = w;
+      const double sd = deviation(e, w), gap = x_.mean(e, w) - x_.mean(e - w, w);
+      if (sd < 0 || std::sqrt(2.0) * sd / gap <= resolved * (a.peak > 0 ? a.peak : std::max(v, 0.0))) break;
+    }
+    return v;
+  }
+
+  void follow() {
+    Active& a = *active_;
+    const double v = resolved_speed(a);
+    a.peak = std::max(a.peak, v);
+    if (v > set_.kappa * a.peak || size() - 1 == a.alarm) return;
+    closed_.push_back(measure(a, false));
+    start_ = size() - a.speed_block;
+    active_.reset();
+  }
+
+  double raw_mean(int64_t first, int64_t last) const {
+    double sum = 0;
+    for (int64_t i = first; i < last; ++i) sum += y_[i] - y_[first];
+    return y_[first] + sum / static_cast<double>(last - first);
+  }
+
+  StageRow measure(const Active& a, bool open) const {
+    const int64_t e = size(), w = a.speed_block;
+    const int64_t h = std::min(std::max<int64_t>(1, a.block / 2), a.onset + 1);
+    const double before = raw_mean(a.onset + 1 - h, a.onset + 1), after = raw_mean(e - w, e);
+    StageRow row{};
+    row.onset = crossing(a.onset, before, after, 0.1);
+    row.midpoint = crossing(a.onset, before, after, 0.5);
+    row.end = crossing(a.onset, before, after, 0.9);
+    row.alarm = t_[a.alarm];
+    row.closed = t_[e - 1];
+    row.before = before;
+    row.after = after;
+    row.gain = a.sign * (g_.mean(a.onset + 1, h) - g_.mean(e, w));
+    row.direction = -a.sign;
+    row.open = open;
+    return row;
+  }
+
+  // Mean, in log step, of the first and the last crossing of before + share (after - before), from `first`
+  // on.
+  double crossing(int64_t first, double before, double after, double share) const {
+    const double level = before + share * (after - before), up = after > before ? 1 : -1;
+    double earliest = 0, latest = 0;
+    bool found = false;
+    for (int64_t i = first; i + 1 < size(); ++i) {
+      const double s0 = up * (y_[i] - level), s1 = up * (y_[i + 1] - level);
+      if ((s0 < 0) == (s1 < 0)) continue;
+      const double x0 = std::log1p(t_[i]), x1 = std::log1p(t_[i + 1]);
+      latest = x0 + (x1 - x0) * (s0 / (s0 - s1));
+      if (!found) earliest = latest;
+      found = true;
+    }
+    if (!found) {
+      earliest = std::log1p(share > 0.5 ? t_.back() : t_[first]);
+      latest = std::log1p(share < 0.5 ? t_[first] : t_.back());
+    }
+    return std::expm1(0.5 * (earliest + latest));
+  }
+
+  bool counts(const StageRow& row) const {
+    const double change = row.direction * (row.after - row.before);
+    if (set_.loss) return change >= set_.size * (high_ - low_) && row.gain >= set_.delta;
+    return change >= set_.delta * (set_.metric_range > 0 ? set_.metric_range : high_ - low_);
+  }
+
+  StageSettings set_;
+  std::vector<double> t_, y_;
+  std::vector<double> se_;  // empty unless standard errors are given
+  PrefixSums g_, x_,
+      variance_;        // signal and step less their first values, squared standard error of the signal
+  bool given_ = false;  // are standard errors given?
+  double first_signal_ = 0, first_step_ = 0, low_ = 0, high_ = 0;
+  std::array<RunningMedian, scale_count> history_;  // second differences of block means, each by its own coefficient
+  std::array<double, scale_count> noise_ = filled(-1);          // deviation of one observation as seen at each scale
+  std::array<double, scale_count> largest_noise_ = filled(-1);  // the same up to each scale
+  int64_t start_ = -1;                                          // first index of this quiet spell
+  std::optional<Active> active_;
+  std::vector<StageRow> closed_;
+
+  static std::array<double, scale_count> filled(double value) {
+    std::array<double, scale_count> all;
+    all.fill(value);
+    return all;
+  }
+};
+
+}  // namespace dif

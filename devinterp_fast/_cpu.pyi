@@ -1,0 +1,287 @@
+"""Native code of devinterp_fast. Use it through devinterp_fast._native, which checks what is passed."""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+
+import numpy
+import numpy.typing
+
+__all__: list[str] = [
+    "Focus",
+    "Program",
+    "StageDetector",
+    "batch_indices",
+    "batch_indices_i64",
+    "compiler",
+    "isa",
+    "isa_available",
+    "normals_f32",
+    "sgld_step_f32",
+    "use_isa",
+    "words_u32",
+]
+
+class StageDetector:
+    def __init__(
+        self,
+        loss: bool,
+        delta: typing.SupportsFloat | typing.SupportsIndex,
+        z: typing.SupportsFloat | typing.SupportsIndex,
+        z_given: typing.SupportsFloat | typing.SupportsIndex,
+        kappa: typing.SupportsFloat | typing.SupportsIndex,
+        size: typing.SupportsFloat | typing.SupportsIndex,
+        skip: typing.SupportsFloat | typing.SupportsIndex,
+        eps: typing.SupportsFloat | typing.SupportsIndex,
+        scale: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> None: ...
+    def extend(
+        self,
+        step: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        value: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        se: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+    ) -> list:
+        """Alarms of whole arrays (n,); se may be empty."""
+    def observations(
+        self,
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]
+    ]: ...
+    def rows(self) -> list: ...
+    def update(
+        self,
+        step: typing.SupportsFloat | typing.SupportsIndex,
+        value: typing.SupportsFloat | typing.SupportsIndex,
+        se: typing.SupportsFloat | typing.SupportsIndex,
+    ) -> typing.Any:
+        """(step, onset, excess, block, direction) or None."""
+    @property
+    def open_alarm(self) -> float: ...
+
+class Focus:
+    def __init__(self) -> None: ...
+    def load(self, arg0: tuple, arg1: tuple, arg2: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> None: ...
+    def restart(self) -> None: ...
+    def run(
+        self,
+        y: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        weight: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        threshold: typing.SupportsFloat | typing.SupportsIndex,
+        alarm: bool,
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.float64],
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.int8],
+        list[int],
+    ]:
+        """(statistic, changepoint, direction) after each of y (n,), and the alarms; weight (n,) or empty; alarm: start anew with the first value."""
+    def state(self) -> tuple[tuple, tuple, numpy.typing.NDArray[numpy.float64]]: ...
+    def update(
+        self, y: typing.SupportsFloat | typing.SupportsIndex, weight: typing.SupportsFloat | typing.SupportsIndex
+    ) -> float: ...
+    @property
+    def changepoint(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def direction(self) -> int: ...
+    @property
+    def statistic(self) -> float: ...
+
+class Program:
+    """A model as a list of operations, laid out in memory."""
+    def __init__(
+        self,
+        values: collections.abc.Sequence[
+            typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"]
+        ],
+        ops: collections.abc.Sequence[
+            tuple[
+                typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(13)"],
+                typing.SupportsFloat | typing.SupportsIndex,
+            ]
+        ],
+        maps: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        loss: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        dim: typing.SupportsInt | typing.SupportsIndex,
+        total: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def layout(self, mode: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """0 matrix, 1 samples in the lanes, 2 chains in the lanes."""
+    def pass_f32(
+        self,
+        layout: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Losses (count), g (total) or null, at w (total), in the layout 0 or 1."""
+    def pass_f64(
+        self,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """The same in double."""
+    def run(
+        self,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        first_chain: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        mode: typing.SupportsInt | typing.SupportsIndex,
+        batch_size: typing.SupportsInt | typing.SupportsIndex,
+        burn_in: typing.SupportsInt | typing.SupportsIndex,
+        thin: typing.SupportsInt | typing.SupportsIndex,
+        lr: typing.SupportsInt | typing.SupportsIndex,
+        localization: typing.SupportsInt | typing.SupportsIndex,
+        nbeta: typing.SupportsInt | typing.SupportsIndex,
+        center: typing.SupportsInt | typing.SupportsIndex,
+        center_ld: typing.SupportsInt | typing.SupportsIndex,
+        mask: typing.SupportsInt | typing.SupportsIndex,
+        frozen: typing.SupportsInt | typing.SupportsIndex,
+        baseline: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        w_ld: typing.SupportsInt | typing.SupportsIndex,
+        first_step: typing.SupportsInt | typing.SupportsIndex,
+        steps: typing.SupportsInt | typing.SupportsIndex,
+        trace_loss: typing.SupportsInt | typing.SupportsIndex,
+        trace_baseline: typing.SupportsInt | typing.SupportsIndex,
+        trace_energy: typing.SupportsInt | typing.SupportsIndex,
+        trace_ld: typing.SupportsInt | typing.SupportsIndex,
+        diverged: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Advances all chains by `steps` steps."""
+    def scratch(self, layout: typing.SupportsInt | typing.SupportsIndex) -> int:
+        """Floats that a thread needs beside a chain's own vectors."""
+
+def batch_indices(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    mode: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    chain: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    batch_size: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (batch_size) int32: the samples of one chain's batch at one step."""
+
+def batch_indices_i64(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    n: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (chains, size): samples of a step's batches."""
+
+def compiler() -> str:
+    """The compiler that built this module."""
+
+def isa() -> str:
+    """Name of the instruction set in use."""
+
+def isa_available() -> list[str]:
+    """Instruction sets that this build has and this processor runs, narrowest first."""
+
+def normals_f32(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (chains, size): standard normals."""
+
+def sgld_step_f32(
+    w: typing.SupportsInt | typing.SupportsIndex,
+    w_ld: typing.SupportsInt | typing.SupportsIndex,
+    center: typing.SupportsInt | typing.SupportsIndex,
+    center_ld: typing.SupportsInt | typing.SupportsIndex,
+    mask: typing.SupportsInt | typing.SupportsIndex,
+    mask_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    gradients: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    lr: typing.SupportsInt | typing.SupportsIndex,
+    localization: typing.SupportsInt | typing.SupportsIndex,
+    nbeta: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    noise: bool,
+    energy: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...]."""
+
+def use_isa(name: str) -> bool:
+    """Use the named set, or the widest for ''. False if it is not available. All sets give the same bits."""
+
+def words_u32(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (chains, size): Philox words."""

@@ -1,0 +1,170 @@
+"""One change of a mean, found as soon as the data allow: the exact likelihood-ratio test, online."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from devinterp_fast import _cpu
+from devinterp_fast.errors import ShapeError
+
+__all__ = ["Focus", "FocusRun"]
+
+_Floats = npt.NDArray[np.float64]
+_SMALLEST_SE = 1e-150
+
+
+@dataclass(frozen=True)
+class FocusRun:
+    """What `Focus.run` saw, one entry a value.
+
+    Attributes:
+        statistic: the likelihood-ratio statistic after each value.
+        changepoint: the first index of the new segment that this statistic belongs to; -1 if there is none.
+        direction: +1 if the mean rose there, -1 if it fell, 0 if there is no candidate.
+        alarms: indices at which the statistic reached the threshold.
+
+    Shape:
+        statistic, changepoint, direction: (n,); alarms: (number of alarms,).
+    """
+
+    statistic: _Floats
+    changepoint: npt.NDArray[np.int64]
+    direction: npt.NDArray[np.int8]
+    alarms: npt.NDArray[np.int64]
+
+    def __str__(self) -> str:
+        top = f"{self.statistic.max():.4g}" if self.statistic.size else "none"
+        return f"FOCuS   {self.statistic.size} values   largest statistic {top}   {self.alarms.size} alarms"
+
+
+class Focus:
+    r"""Exact online likelihood-ratio test for a change of a Gaussian mean; both means unknown (FOCuS).
+
+    With weights w = 1 / se^2, sums W_j = sum_{i<j} w_i and S_j = sum_{i<j} w_i y_i, and W, S over all values,
+
+        statistic = max_j  D_j^2 W / (W_j (W - W_j)),    D_j = S_j - (W_j / W) S.
+
+    At a fixed j and with true standard errors it is chi-square with one degree of freedom if nothing changed;
+    the maximum over j is larger and grows slowly with n. Without ``se`` all weights are 1, so divide a series
+    by its noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points
+    (W_j, S_j), of which about 2 log n vertices are kept.
+
+    NaN and infinite values are missing: they count as an index and change nothing else.
+
+    Args:
+        threshold: at or above it `alarm` is true, and the test starts anew with the next value (of the values
+            before it nothing is kept). None never alarms.
+
+    Raises:
+        ValueError: ``threshold`` is not positive.
+
+    Source:
+        Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning
+        CUSUM statistics, JMLR 24(81).
+
+    Example:
+        >>> test = Focus(threshold=20.0)
+        >>> [round(test.update(y), 6) for y in (0.0, 0.0, 0.0, 4.0, 4.0)]
+        [0.0, 0.0, 0.0, 12.0, 19.2]
+        >>> test.changepoint, test.direction, test.alarm
+        (3, 1, False)
+    """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        if threshold is not None and not threshold > 0:
+            raise ValueError(f"threshold: expected a positive number or None, got {threshold}")
+        self.threshold = threshold
+        self._test = _cpu.Focus()
+        self._alarm = False
+
+    @property
+    def statistic(self) -> float:
+        """The statistic after the last value."""
+        return float(self._test.statistic)
+
+    @property
+    def changepoint(self) -> int | None:
+        """First index of the new segment that maximizes the statistic; None if there is no candidate."""
+        index = int(self._test.changepoint)
+        return None if index < 0 else index
+
+    @property
+    def direction(self) -> int:
+        """+1 if the mean rose there, -1 if it fell, 0 if there is no candidate."""
+        return int(self._test.direction)
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the last value brought the statistic to the threshold."""
+        return self._alarm
+
+    def update(self, y: float, se: float | None = None) -> float:
+        """Takes one value and returns the statistic.
+
+        Args:
+            y: the value; NaN is a missing one.
+            se: its standard error; None is a weight of 1, NaN makes the value a missing one.
+
+        Raises:
+            ValueError: ``se`` is below 1e-150, whose weight would overflow.
+        """
+        if se is not None and se < _SMALLEST_SE:
+            raise ValueError(f"se: expected a number of at least {_SMALLEST_SE}, got {se}")
+        if self._alarm:
+            self._test.restart()
+        statistic = float(self._test.update(float(y), 1.0 if se is None else 1.0 / (float(se) * float(se))))
+        self._alarm = self.threshold is not None and statistic >= self.threshold
+        return statistic
+
+    def run(self, values: npt.ArrayLike, se: npt.ArrayLike | None = None) -> FocusRun:
+        """Takes a whole series in one native call; same numbers as `update` one by one.
+
+        Args:
+            values: the series.
+            se: standard errors, one for each value or one for all.
+
+        Shape:
+            values: (n,), computed in float64; se: (n,) or scalar.
+
+        Raises:
+            ShapeError: ``values`` has not one dimension, or ``se`` has another length.
+            ValueError: an ``se`` is below 1e-150.
+        """
+        y = np.ascontiguousarray(values, dtype=np.float64)
+        if y.ndim != 1:
+            raise ShapeError(f"values: expected one dimension, got shape {y.shape}")
+        weight = np.empty(0)
+        if se is not None:
+            error = np.asarray(se, dtype=np.float64)
+            if error.shape not in ((), y.shape):
+                raise ShapeError(f"se: expected shape {y.shape} or a number, got shape {error.shape}")
+            if np.any(error < _SMALLEST_SE):
+                raise ValueError(f"se: expected numbers of at least {_SMALLEST_SE}, got {np.nanmin(error)}")
+            weight = np.ascontiguousarray(np.broadcast_to(1.0 / (error * error), y.shape))
+        limit = np.inf if self.threshold is None else self.threshold
+        statistic, changepoint, direction, alarms = self._test.run(y, weight, limit, self._alarm)
+        if y.size:
+            self._alarm = bool(alarms) and alarms[-1] == self._test.count - 1
+        return FocusRun(statistic, changepoint, direction, np.asarray(alarms, dtype=np.int64))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the test remembers, as numbers and numpy arrays; continues bit for bit."""
+        lower, upper, scalars = self._test.state()
+        return {"lower": np.stack(lower), "upper": np.stack(upper), "scalars": scalars, "alarm": self._alarm}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a state of `state_dict`; the threshold stays this object's own.
+
+        Raises:
+            ValueError: the state is not of this class.
+        """
+        if set(state) != {"lower", "upper", "scalars", "alarm"}:
+            raise ValueError(
+                f"state: expected keys alarm, lower, scalars, upper, got {', '.join(sorted(state)) or 'none'}"
+            )
+        self._test.load(tuple(state["lower"]), tuple(state["upper"]), state["scalars"])
+        self._alarm = bool(state["alarm"])

@@ -1,0 +1,1 @@
+"""Estimators on the draws of a localized posterior."""

@@ -1,0 +1,1 @@
+"""Watching a training run: observables on a schedule, alarms, checkpoints, transitions."""

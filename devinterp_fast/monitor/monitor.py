@@ -1,0 +1,296 @@
+"""Watches a training loop: one call a step, transitions as they happen."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from devinterp_fast.changepoint.channel import Channel
+from devinterp_fast.changepoint.stages import Alarm, JointStage, Stage, Stages, join
+from devinterp_fast.monitor.checkpoints import Checkpoints
+from devinterp_fast.monitor.observables import Observable, resolve
+from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling.objective import LossFn
+from devinterp_fast.store import RunFolder
+
+_STATE = "observations.safetensors"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What the monitor says at the moment of an alarm.
+
+    Attributes:
+        step: of the observation that fired.
+        alarms: of each channel that fired.
+        new: whether a new transition opens, or another channel joins one that is open.
+        checkpoint: the model's state at this step, relative to the run folder; None without a folder.
+    """
+
+    step: int
+    alarms: Mapping[str, Alarm]
+    new: bool
+    checkpoint: str | None
+
+    def __str__(self) -> str:
+        what = "a transition begins" if self.new else "a transition goes on"
+        return f"step {self.step}: {what} ({', '.join(self.alarms)})"
+
+
+@dataclass(frozen=True)
+class Transition:
+    """One transition, however many observables saw it.
+
+    Attributes:
+        onset, midpoint, end: steps at which 10, 50 and 90 % of the change is done, medians over the observables.
+        interval: the earliest onset and the latest end among them.
+        alarm: the step at which it became known.
+        observables: the row of each curve that saw it.
+        checkpoints: {"before", "alarm", "after"}: files relative to the run folder, those that exist.
+        provisional: it is still going on, and its numbers may move.
+    """
+
+    onset: float
+    midpoint: float
+    end: float
+    interval: tuple[float, float]
+    alarm: int
+    observables: Mapping[str, Stage]
+    checkpoints: Mapping[str, str]
+    provisional: bool
+
+    def __str__(self) -> str:
+        mark = "   still going on" if self.provisional else ""
+        return (
+            f"{self.onset:.0f} - {self.midpoint:.0f} - {self.end:.0f}   alarm {self.alarm}   "
+            f"{', '.join(sorted(self.observables))}{mark}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {**asdict(self), "observables": {name: asdict(row) for name, row in self.observables.items()}}
+
+
+class Monitor:
+    """Watches a model while it trains.
+
+    Call ``update(step)`` once a step, after the weights of that step are in place. On due steps the observables are
+    measured and each curve is given to its own stage detector (an acceleration in linear step: see
+    ``changepoint/stages.py``); rows of several curves that belong together are one transition. With a run folder every
+    observation is on disk before ``update`` returns: a killed run that is started again on the same folder reads back
+    what was seen and goes on to the same numbers.
+
+    Args:
+        model: the model in training. It is only read.
+        loss_fn: a criterion, or ``f(model, batch)``: see ``estimate_llc``.
+        probe: fixed samples that the loss and the LLC are measured on.
+        observables: of "loss", "llc", functions of the model, and ``Observable`` objects.
+        out: run folder, or None to keep everything in memory.
+        schedule: when observables are measured.
+        llc: settings of ``estimate_llc``.
+        llc_schedule: when the LLC is measured.
+        skip: steps at the start that the detectors do not look at, about 1 / (1 - momentum).
+        seed: of the LLC's noise.
+        keep: checkpoints kept of each doubling of age; those around transitions always are.
+        run: what else makes this run this run (JSON-ready); a folder made with another value is refused.
+
+    Raises:
+        ValueError, TypeError: an observable is unknown.
+        RunFolderError: the folder cannot serve.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        probe: object,
+        *,
+        observables: Sequence[str | Observable | Callable[[nn.Module], Any]] = ("loss", "llc"),
+        out: str | os.PathLike[str] | None = None,
+        schedule: Schedule | None = None,
+        llc: Mapping[str, Any] | None = None,
+        llc_schedule: Schedule | None = None,
+        skip: float = 10.0,
+        seed: int = 0,
+        keep: int = 2,
+        run: Mapping[str, Any] | None = None,
+    ):
+        self.model = model
+        self.schedule = schedule or Schedule()
+        self.llc_schedule = llc_schedule or Schedule(per_decade=20, every=0)
+        self.observables = resolve(
+            observables,
+            loss_fn,
+            probe,
+            schedule=self.schedule,
+            llc=llc or {},
+            llc_schedule=self.llc_schedule,
+            seed=seed,
+        )
+        self.channels: dict[str, Channel] = {k: v for o in self.observables for k, v in o.channels.items()}
+        self.detectors = {
+            name: Stages(channel.kind, skip=skip, scale=channel.scale, size=channel.size)
+            for name, channel in self.channels.items()
+            if channel.kind != "marker"
+        }
+        settings = {
+            "channels": {name: asdict(channel) for name, channel in self.channels.items()},
+            "schedule": asdict(self.schedule), "llc": dict(llc or {}), "llc_schedule": asdict(self.llc_schedule),
+            "skip": skip, "seed": seed, "keep": keep, "run": dict(run or {}),
+        }  # fmt: skip
+        self.folder = None if out is None else RunFolder(out, settings)
+        self.checkpoints = Checkpoints(self.folder, keep)
+        self.steps: list[int] = []
+        self.values: dict[str, list[float]] = {name: [] for name in self.channels}
+        self.errors: dict[str, list[float]] = {name: [] for name in self.channels}
+        self._changes: dict[int, Change] = {}
+        # For each stage, named by its channel and alarm: the state before it, and the one at its close.
+        self._around: dict[tuple[str, int], dict[str, int]] = {}
+        self._read_back()
+
+    def update(self, step: int) -> Change | None:
+        """Looks at the model if the step is due.
+
+        Returns:
+            None, or a ``Change`` at the moment of an alarm. A step that the run folder already holds is not measured
+            again: what was said then is said again.
+
+        Raises:
+            ValueError: the step is negative.
+        """
+        if step < 0:
+            raise ValueError(f"step: expected at least 0, got {step}")
+        if self.steps and step <= self.steps[-1]:
+            return self._changes.get(step)
+        due = [observable for observable in self.observables if observable.schedule.due(step)]
+        if not due:
+            return None
+        found: dict[str, tuple[float, float]] = {}
+        for observable in due:
+            for name, value in observable.measure(self.model, step).items():
+                found[name] = value if isinstance(value, tuple) else (float(value), math.nan)
+            if observable.draws and self.folder is not None:
+                self.folder.write_tensors(f"llc/step-{step:08d}.safetensors", observable.draws)
+        # The state first, then the record that says it is there: a kill in between costs nothing.
+        self.checkpoints.write(self.model, step)
+        change = self._take(step, found)
+        if self.folder is not None:
+            self.folder.write_tensors(_STATE, self._state())
+        return change
+
+    def observed(self, step: int) -> bool:
+        """Whether a step has been looked at."""
+        return step in self.steps
+
+    @property
+    def transitions(self) -> list[Transition]:
+        """All transitions known now, in order; one that is open is provisional."""
+        return [self._transition(row) for row in self._joined()]
+
+    @property
+    def trace(self) -> xr.Dataset:
+        """All curves over ``step``, one variable each; ``NAME_se`` is a curve's standard error. NaN: not measured."""
+        curves = {name: ("step", np.array(self.values[name], dtype=np.float64)) for name in self.channels}
+        errors = {
+            f"{name}_se": ("step", np.array(error, dtype=np.float64))
+            for name, error in self.errors.items()
+            if not all(math.isnan(e) for e in error)
+        }
+        return xr.Dataset({**curves, **errors}, coords={"step": np.array(self.steps, dtype=np.int64)})
+
+    def _joined(self) -> list[JointStage]:
+        return join({name: detector.rows() for name, detector in self.detectors.items()})
+
+    def _take(self, step: int, found: Mapping[str, tuple[float, float]]) -> Change | None:
+        """Records one observation and asks the detectors; also the way a folder is read back."""
+        self.steps.append(step)
+        for name in self.channels:
+            value, error = found.get(name, (math.nan, math.nan))
+            self.values[name].append(value)
+            self.errors[name].append(error)
+        number = len(self.steps) - 1
+        alarms = {}
+        for name, detector in self.detectors.items():
+            value, error = found.get(name, (math.nan, math.nan))
+            hidden = found.get(f"{name}_escaped", (0.0, 0.0))[0]
+            given = self.channels[name].noise == "given" and not math.isnan(error)
+            alarm = detector.update(step, math.nan if hidden else value, error if given else None)
+            if alarm is not None:
+                alarms[name] = alarm
+        self.checkpoints.observed(number, step)
+        for name, alarm in alarms.items():
+            before = self.checkpoints.before(alarm.onset)
+            self._around[name, step] = {"alarm": step, **({} if before is None else {"before": before})}
+        rows = self._joined()
+        self.checkpoints.pin(self._needed(rows, step))
+        if not alarms:
+            return None
+        joined = [row for row in rows if row.provisional and int(row.alarm) < step]
+        new = not any(name in row.channels for row in joined for name in alarms)
+        where = self.checkpoints.name(step) if self.folder is not None else None
+        change = Change(step, alarms, new, where)
+        self._changes[step] = change
+        return change
+
+    def _needed(self, rows: list[JointStage], step: int) -> set[int]:
+        """The steps whose states transitions need: around each that is listed, and around each alarm still open."""
+        needed: set[int] = set()
+        for name, detector in self.detectors.items():
+            if detector.open_alarm is not None:
+                needed |= set(self._around[name, int(detector.open_alarm)].values())
+        for row in rows:
+            for name, stage in row.channels.items():
+                if not stage.provisional:
+                    self._around[name, int(stage.alarm)].setdefault("after", step)
+            needed |= set(self._files(row).values())
+        return needed
+
+    def _files(self, row: JointStage) -> dict[str, int]:
+        """The steps before, at the alarm and after a transition: of its stages together."""
+        around = [self._around[name, int(stage.alarm)] for name, stage in row.channels.items()]
+        files = {"alarm": int(row.alarm)}
+        if any("before" in a for a in around):
+            files["before"] = min(a["before"] for a in around if "before" in a)
+        if all("after" in a for a in around):
+            files["after"] = max(a["after"] for a in around)
+        return files
+
+    def _transition(self, row: JointStage) -> Transition:
+        stages = row.channels
+        kept = {} if self.folder is None else self._files(row)
+        return Transition(
+            onset=row.onset, midpoint=row.midpoint, end=row.end,
+            interval=(min(s.onset for s in stages.values()), max(s.end for s in stages.values())),
+            alarm=int(row.alarm), observables=dict(stages), provisional=row.provisional,
+            checkpoints={
+                name: self.checkpoints.name(step) for name, step in kept.items() if self.checkpoints.has(step)
+            },
+        )  # fmt: skip
+
+    def _state(self) -> dict[str, Tensor]:
+        out = {"step": torch.tensor(self.steps, dtype=torch.int64)}
+        for name in self.channels:
+            out[f"value/{name}"] = torch.tensor(self.values[name], dtype=torch.float64)
+            out[f"se/{name}"] = torch.tensor(self.errors[name], dtype=torch.float64)
+        return out
+
+    def _read_back(self) -> None:
+        """Goes through the observations of an interrupted run once more: all else follows from them."""
+        state = None if self.folder is None else self.folder.read_tensors(_STATE)
+        if state is None:
+            return
+        for i, step in enumerate(state["step"].tolist()):
+            found = {}
+            for name in self.channels:
+                value, error = float(state[f"value/{name}"][i]), float(state[f"se/{name}"][i])
+                if not (math.isnan(value) and math.isnan(error)):
+                    found[name] = (value, error)
+            self._take(step, found)

@@ -1,0 +1,127 @@
+"""What is measured of a model while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast.changepoint.channel import Channel
+from devinterp_fast.errors import NumericalError
+from devinterp_fast.estimators.llc import LLC, estimate_llc
+from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling.batches import as_data
+from devinterp_fast.sampling.objective import LossFn, Objective
+
+Value = float | tuple[float, float]
+"""A number, or a number and its standard error."""
+
+
+@dataclass(frozen=True)
+class Observable:
+    """A measurement that gives one value for each of its channels.
+
+    Attributes:
+        measure: model, step -> {channel: value or (value, standard error)}; without side effects.
+        channels: how each curve is read.
+        schedule: when it is measured.
+        draws: filled by ``measure`` with arrays to keep for this step (an LLC's trace).
+    """
+
+    measure: Callable[[nn.Module, int], Mapping[str, Value]]
+    channels: Mapping[str, Channel]
+    schedule: Schedule
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+
+def of_function(
+    function: Callable[[nn.Module], Any], channels: Mapping[str, Channel], schedule: Schedule
+) -> Observable:
+    """An observable from a function of the model alone that returns a number or {channel: number}."""
+
+    def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
+        value = function(model)
+        found = value if isinstance(value, Mapping) else {next(iter(channels)): float(value)}
+        if set(found) != set(channels):
+            raise ValueError(f"observables: expected values for {sorted(channels)}, got {sorted(found)}")
+        return found
+
+    return Observable(measure, channels, schedule)
+
+
+def probe_loss(loss_fn: LossFn, probe: object, schedule: Schedule) -> Observable:
+    """The mean loss on the probe set: the same samples at every step, so it has no sampling noise."""
+    data = as_data(probe)
+
+    def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
+        return {"loss": float(Objective(loss_fn, model, data).per_sample(model, data).mean())}
+
+    return Observable(measure, {"loss": Channel("loss")}, schedule)
+
+
+def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed: int, schedule: Schedule) -> Observable:
+    """The local learning coefficient on the probe set, with its standard error.
+
+    While a saddle is being left the weights are no minimum and the estimate is marked: ``llc_escaped`` is 1 there, and
+    the detector does not see the value.
+    """
+    draws: dict[str, Tensor] = {}
+
+    def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
+        draws.clear()
+        try:
+            llc: LLC = estimate_llc(model, loss_fn, probe, seed=(seed << 32) + step, **{"progress": False, **settings})
+        except NumericalError:  # a diverged estimate is a gap in the curve, not the end of the user's training
+            return {"llc": math.nan, "llc_escaped": math.nan}
+        draws["loss"] = torch.from_numpy(np.array(llc.trace["loss"].values))
+        draws["baseline"] = torch.from_numpy(np.array(llc.trace["baseline"].values))
+        escaped = float(llc.verdict != "local minimum")
+        return {"llc": (llc.value, llc.mcse), "llc_escaped": escaped}
+
+    return Observable(measure, {"llc": Channel("metric"), "llc_escaped": Channel("marker")}, schedule, draws)
+
+
+NAMES = ("loss", "llc")
+
+
+def resolve(
+    wanted: Sequence[str | Observable | Callable[[nn.Module], Any]],
+    loss_fn: LossFn,
+    probe: object,
+    *,
+    schedule: Schedule,
+    llc: Mapping[str, Any],
+    llc_schedule: Schedule,
+    seed: int,
+) -> list[Observable]:
+    """Turns names and functions into observables.
+
+    Raises:
+        ValueError: a name is unknown, or two observables share a channel.
+        TypeError: an entry is neither a name, a function nor an Observable.
+    """
+    found: list[Observable] = []
+    for entry in wanted:
+        if isinstance(entry, Observable):
+            found.append(entry)
+        elif entry == "loss":
+            found.append(probe_loss(loss_fn, probe, schedule))
+        elif entry == "llc":
+            found.append(probe_llc(loss_fn, probe, llc, seed, llc_schedule))
+        elif isinstance(entry, str):
+            raise ValueError(f"observables: expected one of {NAMES} or a function of the model, got {entry!r}")
+        elif callable(entry):
+            name = getattr(entry, "__name__", type(entry).__name__)
+            found.append(of_function(entry, {name: Channel("metric")}, schedule))
+        else:
+            raise TypeError(f"observables: expected names, functions or Observables, got {type(entry).__name__}")
+    names = [name for observable in found for name in observable.channels]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"observables: expected each channel once, got {name!r} twice")
+    return found

@@ -1,0 +1,1 @@
+"""Chains of a tempered, localized posterior: data and batches, objective, engines, runs."""

@@ -1,0 +1,144 @@
+"""Which engine runs the chains, and why.
+
+``native`` runs whole chains in C++, if the model can be captured as a Program; ``torch`` runs any module. The choice is
+a function of the model, the loss and the data, never of a clock, and the result names it with its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast import _cpu
+from devinterp_fast._flat import Layout
+from devinterp_fast.errors import ModelError
+from devinterp_fast.sampling import native
+from devinterp_fast.sampling.batches import Batches, Data
+from devinterp_fast.sampling.objective import Objective
+from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.torch_engine import TorchEngine, private_copy
+
+BACKENDS = ("auto", "native", "torch")
+
+
+class Engine(Protocol):
+    """Runs the chains of one run."""
+
+    @property
+    def name(self) -> str:
+        """As results quote it."""
+        ...
+
+    def run(self, progress: Callable[[int, str], None]) -> Trace:
+        """Runs every chain to its end; ``progress`` hears (updates done, a note) now and then."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What would run.
+
+    Attributes:
+        engine: "native" or "torch".
+        reason: why, in one sentence.
+        program: the captured model, if there is one.
+    """
+
+    engine: str
+    reason: str
+    program: native.Program | None
+
+    def __str__(self) -> str:
+        lines = [f"{self.engine}: {self.reason}"]
+        if self.program is not None:
+            lines.append(str(self.program.description))
+        return "\n".join(lines)
+
+
+def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> Choice:
+    """Chooses between the engines.
+
+    Args:
+        backend: "auto", "native" or "torch".
+        model: at the center.
+        objective: the loss.
+        data: all samples.
+
+    Raises:
+        ValueError: the backend is unknown.
+        ModelError: ``backend="native"`` and the model cannot be captured; the reason is in the message.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
+    if backend == "torch":
+        return Choice("torch", "it was asked for", None)
+    try:
+        program = _capture(model, objective, data)
+    except native.Unsupported as why:
+        if backend == "native":
+            raise ModelError(
+                f"backend: expected a model that the native engine can capture, got one where {why}"
+            ) from None
+        return Choice("torch", str(why), None)
+    return Choice("native", "the model was captured, its loss and gradient agree with autograd", program)
+
+
+def _capture(model: nn.Module, objective: Objective, data: Data) -> native.Program:
+    if objective.with_model:
+        raise native.Unsupported("the loss is a function of the model, not a criterion on its output")
+    x, y = data.tensors.values()
+    return native.capture(model, objective.loss_fn, x, y)
+
+
+class NativeEngine:
+    """Runs a captured model: all chains and all steps in C++, a few calls in all."""
+
+    def __init__(
+        self, program: native.Program, center: Tensor, baseline: Tensor, mask: Tensor | None, settings: Settings
+    ):
+        self.program, self.center, self.baseline, self.mask, self.settings = program, center, baseline, mask, settings
+
+    @property
+    def name(self) -> str:
+        """The engine, as results quote it."""
+        return f"native/{_cpu.isa()}"
+
+    def run(self, progress: Callable[[int, str], None]) -> Trace:
+        """Runs every chain to its end; the result does not depend on ``torch.get_num_threads()``, which it uses."""
+        s = self.settings
+        run = native.NativeRun(
+            self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
+            nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
+            batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
+        )  # fmt: skip
+
+        def report(step: int, steps: int) -> None:
+            seen = ~np.isnan(run.loss[0])
+            gain = (run.loss[0] - run.baseline[0])[seen]
+            progress(step * s.chains, f"LLC {s.nbeta[0] * gain.mean():.3g}" if len(gain) else "")
+
+        run.finish(report)
+        energy = np.nan_to_num(run.energy).sum(1) / np.maximum((~np.isnan(run.energy)).sum(1), 1)
+        return Trace(run.loss, run.baseline, energy, run.w, run.diverged)
+
+
+def make(
+    choice: Choice,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    where: Layout,
+    center: Tensor,
+    baseline: Tensor,
+    mask: Tensor | None,
+    settings: Settings,
+) -> Engine:
+    """Builds the engine of a choice; the arguments are those of ``TorchEngine``."""
+    if choice.program is not None:
+        return NativeEngine(choice.program, center, baseline, mask, settings)
+    return TorchEngine(private_copy(model), objective, data, where, center, baseline, mask, settings)

@@ -1,0 +1,235 @@
+"""The engine for any ``nn.Module``: gradients by autograd, the update by the fused kernel.
+
+Chains run one at a time, each to its end, unless the model is tiny: then all chains take a step together under
+``vmap``, if it knows the model's operations. Which of the two is a function of the model and the batch's size alone,
+never of a clock or of the number of chains.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast import _cpu, _native, _reference
+from devinterp_fast._flat import Layout
+from devinterp_fast._random import kept_random_state
+from devinterp_fast.errors import ModelError
+from devinterp_fast.sampling.batches import Data, draw
+from devinterp_fast.sampling.objective import MeanLoss, Objective
+from devinterp_fast.sampling.run import Floats, Settings, Trace
+
+VMAP_LIMIT = 2**16
+"""Below this many parameters x samples a step is all Python: chains go together. Measured: benchmarks/bench_llc.py."""
+
+POOL_LIMIT = 2**24
+"""Below this many parameters x samples torch's thread pool costs more than it gives, and one thread runs."""
+
+
+@contextmanager
+def undisturbed(parameters: int, batch: int) -> Iterator[None]:
+    """Runs without touching the caller's random state or thread count, with gradients even under ``no_grad``."""
+    threads = torch.get_num_threads()
+    if parameters * batch < POOL_LIMIT:
+        torch.set_num_threads(1)
+    try:
+        with kept_random_state(), torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def private_copy(model: nn.Module) -> nn.Module:
+    """A copy whose parameters the engine may move.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    try:
+        with torch.inference_mode(False):
+            return copy.deepcopy(model)
+    except (RuntimeError, TypeError, AttributeError, copy.Error) as error:
+        raise ModelError(f"model: expected a module that copy.deepcopy can copy, got {error}") from error
+
+
+class TorchEngine:
+    """Runs chains of any module.
+
+    Args:
+        model: a private copy of the model; its parameters become views into the chains' vectors.
+        objective: the loss.
+        data: all samples.
+        where: layout of the parameters.
+        center: what the chains start from and are localized at.
+        baseline: the loss of each sample at the center.
+        mask: coordinates that move, or None for all.
+        settings: of the run.
+
+    Shape:
+        center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        data: Data,
+        where: Layout,
+        center: Tensor,
+        baseline: Tensor,
+        mask: Tensor | None,
+        settings: Settings,
+    ):
+        self.model, self.objective, self.data, self.where = model, objective, data, where
+        self.center, self.baseline, self.mask, self.settings = center, baseline.numpy(), mask, settings
+        self.together = where.dim * settings.batch_size <= VMAP_LIMIT
+        self.fused = where.dtype == torch.float32
+        self.per_chain = tuple(
+            torch.from_numpy(np.ascontiguousarray(x)) for x in (settings.lr, settings.localization, settings.nbeta)
+        )
+
+    @property
+    def name(self) -> str:
+        """The engine, as results quote it."""
+        return f"torch/{_cpu.isa()}" if self.fused else "torch/reference"
+
+    def run(self, progress: Callable[[int, str], None]) -> Trace:
+        """Runs every chain to its end.
+
+        Args:
+            progress: called with (updates done, a note with the estimate so far) now and then.
+        """
+        s = self.settings
+        with undisturbed(self.where.dim, s.batch_size):
+            trace = Trace(
+                loss=np.full((s.chains, s.draws), np.nan),
+                baseline=np.full((s.chains, s.draws), np.nan),
+                energy=np.zeros(s.chains),
+                last=self.where.block(s.chains),
+                diverged=np.full(s.chains, -1),
+            )
+            trace.last[:] = self.center
+            if self.together and self._vmap_knows(trace.last[:1]):
+                self._walk(trace, 0, s.chains, self._gradients_together(trace.last), progress)
+            else:
+                for c in range(s.chains):
+                    self._walk(trace, c, c + 1, self._gradients_alone(trace.last[c]), progress)
+        trace.energy /= max(s.steps - s.burn_in, 1)
+        return trace
+
+    def _vmap_knows(self, row: Tensor) -> bool:
+        """Whether vmap can take this model's gradient; one chain tells, so the answer is the same for any number."""
+        s = self.settings
+        try:
+            self._gradients_together(row)(draw(s.batches, 0, 1, s.batch_size, self.data.n, seed=s.seed, step=0))
+        except RuntimeError:  # control flow on values, .item(), an operation without a batching rule
+            return False
+        return True
+
+    def _walk(
+        self,
+        trace: Trace,
+        low: int,
+        high: int,
+        gradients: Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]],
+        progress: Callable[[int, str], None],
+    ) -> None:
+        """Takes chains low to high - 1 from the center to their end."""
+        s, count = self.settings, high - low
+        rows = trace.last[low:high]
+        lr, localization, nbeta = (x[low:high].contiguous() for x in self.per_chain)
+        energy = torch.zeros(count, dtype=torch.float64)
+        threads = torch.get_num_threads()
+        for step in range(s.steps):
+            index = draw(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed, step=step)
+            losses, grads = gradients(index)
+            values = losses.numpy()
+            finite = np.isfinite(values)
+            if not finite.all():
+                lost = low + np.flatnonzero(~finite)
+                trace.diverged[lost[trace.diverged[lost] < 0]] = step
+                if (trace.diverged[low:high] >= 0).all():
+                    return
+            at = s.draw_at(step)
+            if at is not None:
+                trace.loss[low:high, at] = values
+                trace.baseline[low:high, at] = self._baseline(index, count)
+                if at % 16 == 0:
+                    gain = trace.loss[low, : at + 1] - trace.baseline[low, : at + 1]
+                    progress(low * s.steps + (step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")
+            self._update(rows, grads, (lr, localization, nbeta), low, step, energy, threads)
+            if step >= s.burn_in:
+                trace.energy[low:high] += energy.numpy()
+        progress(high * s.steps, "")
+
+    def _baseline(self, index: Tensor | slice, count: int) -> Floats:
+        if isinstance(index, slice):
+            return np.full(count, self.baseline.mean())
+        return np.broadcast_to(self.baseline[index.numpy()].mean(1), (count,))
+
+    def _gradients_alone(self, row: Tensor) -> Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]]:
+        """One chain: the copy's parameters are views of its row, so the update moves the model itself."""
+        own = dict(self.model.named_parameters())
+        parameters = [own[name] for name in self.where.names]
+        for parameter, view in zip(parameters, self.where.views(row), strict=True):
+            parameter.data = view
+
+        def gradients(index: Tensor | slice) -> tuple[Tensor, list[Tensor]]:
+            batch = self.data.select(index if isinstance(index, slice) else index[0])
+            loss = self.objective.mean(self.model, batch)
+            grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+            return loss.detach().double().reshape(1), [g.contiguous() for g in grads]
+
+        return gradients
+
+    def _gradients_together(self, rows: Tensor) -> Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]]:
+        """All chains: parameters stacked along a first dimension that vmap removes."""
+        module = MeanLoss(self.objective, self.model)
+        names = [f"model.{name}" for name in self.where.names]
+        stacked = dict(zip(names, self.where.views(rows), strict=True))
+
+        def loss(parameters: dict[str, Tensor], index: Tensor | slice) -> Tensor:
+            value: Tensor = torch.func.functional_call(module, parameters, (self.data.select(index),))
+            return value
+
+        each = torch.func.grad_and_value(loss)
+
+        def gradients(index: Tensor | slice) -> tuple[Tensor, list[Tensor]]:
+            if isinstance(index, slice):
+                grads, values = torch.func.vmap(lambda p: each(p, index))(stacked)
+            elif index.shape[0] == 1:
+                grads, values = torch.func.vmap(each, in_dims=(0, None))(stacked, index[0])
+            else:
+                grads, values = torch.func.vmap(each)(stacked, index)
+            return values.detach().double(), [grads[name].contiguous() for name in names]
+
+        return gradients
+
+    def _update(
+        self,
+        rows: Tensor,
+        grads: list[Tensor],
+        settings: tuple[Tensor, Tensor, Tensor],
+        first_chain: int,
+        step: int,
+        energy: Tensor,
+        threads: int,
+    ) -> None:
+        seed = self.settings.seed
+        if self.fused:
+            _native.sgld_step_(
+                rows, grads, self.center, *settings, seed=seed, step=step, first_chain=first_chain,
+                mask=self.mask, energy=energy, threads=threads,
+            )  # fmt: skip
+            return
+        flat = torch.cat([g.reshape(len(rows), -1) for g in grads], 1)
+        xi = torch.stack(
+            [_reference.normals(first_chain + c, self.where.dim, seed=seed, step=step) for c in range(len(rows))]
+        )
+        moved, drift = _reference.sgld_step(rows, flat, self.center, *settings, xi.to(rows.dtype), mask=self.mask)
+        rows.copy_(moved)
+        energy.copy_(drift)

@@ -1,0 +1,185 @@
+"""The stage detector in plain Python, slow and direct: what csrc/core/stages.hpp must equal.
+
+It keeps the whole curve in lists, takes every mean as an exactly rounded sum, and recomputes medians from
+scratch.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+SCALES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+Row = dict[str, Any]
+
+
+class ReferenceStages:
+    def __init__(
+        self, kind="loss", *, delta=0.05, z=None, kappa=0.6, size=0.01, skip=10.0, eps=0.01, scale=None
+    ) -> None:
+        self.loss = kind == "loss"
+        self.delta, self.z, self.kappa, self.size = delta, z, kappa, size
+        self.skip, self.eps, self.scale = skip, eps, scale
+        self.t: list[float] = []
+        self.y: list[float] = []
+        self.g: list[float] = []
+        self.variance: list[float] | None = None  # of each signal value; None while it must be estimated
+        self.largest = 0.0
+        self.last_se = 0.0
+        self.second_differences: dict[int, list[float]] = {w: [] for w in SCALES}
+        self.noise: dict[int, float] = {}  # standard deviation of a block mean, for each scale that knows it
+        self.start: int | None = None
+        self.stage: Row | None = None
+        self.closed: list[Row] = []
+
+    def update(self, t: float, y: float, se: float | None = None) -> Row | None:
+        if not math.isfinite(y):
+            return None
+        if not self.t and se is not None:
+            self.variance = []
+        self.largest = max(self.largest, abs(y))
+        self.last_se = self.last_se if se is None else se
+        level = max(y, 0.0) + self.eps * self.largest
+        self.t.append(t)
+        self.y.append(y)
+        self.g.append(math.log(max(level, 2.2250738585072014e-308)) if self.loss else y)
+        if self.variance is not None:
+            self.variance.append((self.last_se / level if self.loss else self.last_se) ** 2)
+        if self.start is None and t >= self.skip:
+            self.start = len(self.t) - 1
+        if self.start is None:
+            return None
+        alarm = self.look() if self.stage is None else None
+        if self.stage is not None:
+            self.follow()
+        return alarm
+
+    def look(self) -> Row | None:
+        """Quiet: is the newest block below (or above) the line through the two blocks before it?"""
+        e = len(self.t)
+        best: tuple[float, int, int] | None = None
+        for w in SCALES:
+            if e - 3 * w < self.start:
+                break
+            m0, t0 = mean(self.g, e, w), mean(self.t, e, w)
+            own = self.deviation(e, w)
+            for u in (w, 2 * w, 4 * w):
+                if e - w - 2 * u < self.start:
+                    break
+                m1, t1 = mean(self.g, e - w, u), mean(self.t, e - w, u)
+                m2, t2 = mean(self.g, e - w - u, u), mean(self.t, e - w - u, u)
+                slope, r = (m1 - m2) / (t1 - t2), (t0 - t1) / (t1 - t2)
+                if u == w:
+                    miss = m1 + slope * (t0 - t1) - m0
+                    self.second_differences[w].append(abs(miss) / math.sqrt(1 + (1 + r) ** 2 + r * r))
+                if own is None:
+                    continue
+                past = self.deviation(e - w, u)
+                error = math.sqrt(own**2 + past**2 * ((1 + r) ** 2 + r * r))
+                needed = max(self.floor(), self.errors_needed() * error)
+                for sign in (1,) if self.loss else (1, -1):
+                    excess = sign * m1 + min(sign * slope, 0.0) * (t0 - t1) - sign * m0
+                    if excess > 0 and excess >= needed and (best is None or excess / needed > best[0]):
+                        best = (excess / needed, w, sign)
+            if len(self.second_differences[w]) >= 3:
+                self.noise[w] = 1.4826 * statistics.median(self.second_differences[w][-48:])
+        if best is None:
+            return None
+        excess, w, sign = best
+        onset = self.find_onset(max(1, w // 2), sign)
+        self.stage = {"onset": onset, "alarm": e - 1, "block": w, "sign": sign, "peak": 0.0, "speed_block": 1}
+        return {
+            "step": self.t[-1],
+            "onset": self.t[onset],
+            "direction": -sign,
+            "excess": excess,
+            "block": w,
+        }
+
+    def follow(self) -> None:
+        """In a stage: speed over the shortest block that resolves it; close when it has come down."""
+        a, e = self.stage, len(self.t)
+        speed = 0.0
+        for w in SCALES:
+            if e < 2 * w or (w > 1 and w > 2 * a["block"]):
+                break
+            gap = mean(self.t, e, w) - mean(self.t, e - w, w)
+            speed, a["speed_block"] = self.speed(e, w, a["sign"]), w
+            sd = self.deviation(e, w)
+            if sd is None or math.sqrt(2) * sd / gap <= 0.1 * (a["peak"] or max(speed, 0.0)):
+                break
+        a["peak"] = max(a["peak"], speed)
+        if speed <= self.kappa * a["peak"] and e - 1 > a["alarm"]:
+            self.closed.append(self.row(False))
+            self.start, self.stage = e - a["speed_block"], None
+
+    def rows(self) -> list[Row]:
+        rows = self.closed + ([self.row(True)] if self.stage else [])
+        return [row for row in rows if self.large_enough(row)]
+
+    def large_enough(self, row: Row) -> bool:
+        change = row["direction"] * (row["after"] - row["before"])
+        if self.loss:
+            return change >= self.size * (max(self.y) - min(self.y)) and row["gain"] >= self.delta
+        return change >= self.floor()
+
+    def floor(self) -> float:
+        return self.delta if self.loss else self.delta * (self.scale or max(self.y) - min(self.y))
+
+    def errors_needed(self) -> float:
+        return self.z if self.z is not None else 8.0 if self.variance is None else 5.0
+
+    def deviation(self, end: int, length: int) -> float | None:
+        """Standard deviation of the mean of the block of this length before index `end`."""
+        if self.variance is not None:
+            return math.sqrt(math.fsum(self.variance[end - length : end])) / length
+        known = [v for v in SCALES if v <= max(1, length // 4) and v in self.noise]
+        return max((self.noise[v] * math.sqrt(v / length) for v in known), default=None)
+
+    def speed(self, end: int, h: int, sign: int) -> float:
+        fall = mean(self.g, end - h, h) - mean(self.g, end, h)
+        return sign * fall / (mean(self.t, end, h) - mean(self.t, end - h, h))
+
+    def find_onset(self, h: int, sign: int) -> int:
+        e = len(self.t)
+        ends = range(self.start + 2 * h, e + 1)
+        speeds = [max(self.speed(j, h, sign), 0.0) for j in ends]
+        bound = min(speeds) + 0.05 * (speeds[-1] - min(speeds))
+        last = max((j for j, v in zip(ends, speeds, strict=True) if v <= bound), default=ends[0])
+        return min(max(last - h - 1, self.start), e - 2)
+
+    def row(self, provisional: bool) -> Row:
+        a, e = self.stage, len(self.t)
+        i, w = a["onset"], a["speed_block"]
+        h = min(max(1, a["block"] // 2), i + 1)
+        before, after = mean(self.y, i + 1, h), mean(self.y, e, w)
+        crossings = [self.crossing(i, before, after, share) for share in (0.1, 0.5, 0.9)]
+        return {
+            **dict(zip(("onset", "midpoint", "end"), crossings, strict=True)),
+            "alarm": self.t[a["alarm"]],
+            "closed": self.t[-1],
+            "before": before,
+            "after": after,
+            "gain": a["sign"] * (mean(self.g, i + 1, h) - mean(self.g, e, w)),
+            "direction": -a["sign"],
+            "provisional": provisional,
+        }
+
+    def crossing(self, first: int, before: float, after: float, share: float) -> float:
+        level, up = before + share * (after - before), 1 if after > before else -1
+        places = []
+        for i in range(first, len(self.t) - 1):
+            s0, s1 = up * (self.y[i] - level), up * (self.y[i + 1] - level)
+            if (s0 < 0) != (s1 < 0):
+                x0, x1 = math.log1p(self.t[i]), math.log1p(self.t[i + 1])
+                places.append(x0 + (x1 - x0) * s0 / (s0 - s1))
+        if not places:
+            ends = math.log1p(self.t[first]), math.log1p(self.t[-1])
+            places = [ends[share > 0.5], ends[share >= 0.5]]
+        return math.expm1((places[0] + places[-1]) / 2)
+
+
+def mean(values: list[float], end: int, length: int) -> float:
+    """Mean of the `length` values before index `end`."""
+    return math.fsum(values[end - length : end]) / length
