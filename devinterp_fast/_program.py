@@ -1,10 +1,11 @@
-"""An ordinary ``nn.Module`` and its criterion as a Program: the list of operations that the native engine runs.
+"""An ordinary ``nn.Module`` and its criterion as a Program: the operations that the native engine runs.
 
-The model runs once on two samples under a dispatch mode that sees every tensor operation. Each tensor is followed by
-*where its elements come from*: an integer tensor of the same shape that numbers the elements of a parameter, of the
-data or of a Program value. Views, permutations and copies are applied to that tensor as they are, so any way of
-writing the same arithmetic (``nn.Linear``, ``x @ W.T``, ``einsum``, heads split in whatever order) ends in the same
-few operations. What is not understood is opaque; it matters only if the loss depends on it.
+The model runs once on two samples under a dispatch mode that sees every tensor operation. Each tensor is
+followed by *where its elements come from*: an integer tensor of the same shape that numbers the elements of a
+parameter, of the data or of a Program value. Views, permutations and copies are applied to that tensor as
+they are, so any way of writing the same arithmetic (``nn.Linear``, ``x @ W.T``, ``einsum``, heads split in
+whatever order) ends in the same few operations. What is not understood is opaque; it matters only if the loss
+depends on it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,33 @@ ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu")
 LOSSES = ("squared", "cross_entropy")
 
 _MOVES = frozenset(
-    "view _unsafe_view reshape t transpose permute expand select slice unsqueeze squeeze clone contiguous detach "
-    "alias unbind split split_with_sizes narrow movedim flip index_select lift_fresh _reshape_alias diagonal".split()
+    [
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "t",
+        "transpose",
+        "permute",
+        "expand",
+        "select",
+        "slice",
+        "unsqueeze",
+        "squeeze",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "unbind",
+        "split",
+        "split_with_sizes",
+        "narrow",
+        "movedim",
+        "flip",
+        "index_select",
+        "lift_fresh",
+        "_reshape_alias",
+        "diagonal",
+    ]
 )
 
 
@@ -156,7 +182,7 @@ class Description:
 
 @dataclass(frozen=True)
 class _Tracked:
-    """Where a tensor's elements come from: ``index`` numbers those of ``ref`` (a value, or a name of the data)."""
+    """Where a tensor's elements come from: ``index`` numbers those of ``ref``, a value or a name of the data."""
 
     kind: str  # data, parameter, value, scores, probabilities, residual, squared, loss, square, ..., opaque
     index: Tensor
@@ -169,11 +195,11 @@ def _contiguous(index: Tensor) -> bool:
     return torch.equal(flat, flat[0] + torch.arange(flat.numel()))
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Builds the operations while the model runs on ``samples`` samples."""
 
     def __init__(self, model: nn.Module, samples: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.samples = samples
         self.values: list[Value] = []
         self.ops: list[Op] = []
@@ -194,7 +220,9 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # the wrapper it asks for imports the compiler, which costs more than everything else here
+        return (
+            False  # the wrapper it asks for imports the compiler, which costs more than everything else here
+        )
 
     # ---- following tensors
     def follow(self, tensor: Tensor, name: str) -> None:
@@ -217,7 +245,7 @@ class _Recorder(TorchDispatchMode):
             raise Unsupported("a product or sum takes activations where the engine takes weights")
         return tracked
 
-    def size(self, ref: Any) -> int:
+    def size(self, ref: str | int) -> int:
         """Elements a sample has in a value or in the data."""
         if isinstance(ref, str):
             return self.data_size[ref]
@@ -236,7 +264,7 @@ class _Recorder(TorchDispatchMode):
         return self.known[key]
 
     def local(self, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Rows of elements as one (rows, cols) pattern within every sample, and the place of each row in it."""
+        """Rows of elements as one (rows, cols) pattern of every sample, and the place of each row in it."""
         sample = torch.div(index[:, 0], size, rounding_mode="floor")
         order = torch.argsort(sample, stable=True)
         if index.shape[0] % self.samples:
@@ -259,7 +287,9 @@ class _Recorder(TorchDispatchMode):
         value, first = self.values[t.ref], pattern[:, 0]
         row, column = torch.div(first, value.cols, rounding_mode="floor"), int(first[0]) % value.cols
         straight = torch.equal(pattern, first[:, None] + torch.arange(cols))
-        whole = torch.equal(row, torch.arange(value.rows)) and bool((first - row * value.cols == column).all())
+        whole = torch.equal(row, torch.arange(value.rows)) and bool(
+            (first - row * value.cols == column).all()
+        )
         if straight and whole and column + cols <= value.cols:
             return (t.ref if cols == value.cols else self.columns(t.ref, column, cols)), place
         key = ("map", tuple(pattern.reshape(-1).tolist()))
@@ -347,7 +377,9 @@ class _Recorder(TorchDispatchMode):
             self.set(o, replace(tracked, index=index))
 
     # ---- products
-    def on_addmm(self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
+    def on_addmm(
+        self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
+    ) -> None:
         if beta != 1 or alpha != 1:
             raise Unsupported("addmm with factors has no native form")
         self.on_mm(out, a, b)
@@ -372,7 +404,12 @@ class _Recorder(TorchDispatchMode):
         if not transposed and not _contiguous(weight.t()):
             raise Unsupported("the weights of a product are not one block of a parameter")
         linear = self.emit(
-            "linear", self.values[value].rows, weight.shape[1], a=value, weight=int(weight[0, 0]), transposed=transposed
+            "linear",
+            self.values[value].rows,
+            weight.shape[1],
+            a=value,
+            weight=int(weight[0, 0]),
+            transposed=transposed,
         )
         self.last = out
         self.keep.append(out)
@@ -401,7 +438,7 @@ class _Recorder(TorchDispatchMode):
 
     # ---- attention
     def heads(self, t: _Tracked, order: Tensor | None = None) -> tuple[int, Tensor, int]:
-        """(groups, T, d) of samples x heads as the value (T, heads d); also the groups' order and the heads."""
+        """(groups, T, d) of samples x heads as the value (T, heads d); also the groups' order, the heads."""
         if t.kind not in ("value", "data") or t.index.dim() != 3:
             raise Unsupported("a batched product is not attention")
         groups, length, width = t.index.shape
@@ -422,7 +459,12 @@ class _Recorder(TorchDispatchMode):
         key, _, _ = self.heads(k, order)
         index = torch.empty(out.shape, dtype=torch.long)
         index[order] = torch.arange(out.numel()).view(out.shape)
-        self.set(out, _Tracked("scores", index, None, dict(q=query, k=key, heads=heads, factor=1.0, causal=False)))
+        self.set(
+            out,
+            _Tracked(
+                "scores", index, None, {"q": query, "k": key, "heads": heads, "factor": 1.0, "causal": False}
+            ),
+        )
 
     def masked(self, scores: _Tracked, allowed: Tensor, out: Tensor) -> None:
         length = out.shape[-1]
@@ -454,7 +496,9 @@ class _Recorder(TorchDispatchMode):
 
     on_safe_softmax = on_softmax
 
-    def on_baddbmm(self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
+    def on_baddbmm(
+        self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
+    ) -> None:
         if beta != 1:
             raise Unsupported("baddbmm with factors has no native form")
         self.on_bmm(out, a, b)
@@ -483,7 +527,14 @@ class _Recorder(TorchDispatchMode):
         v = self.values[note["v"]]
         if v.cols != self.values[q].cols or v.rows != self.values[q].rows:
             raise Unsupported("attention whose values are not as wide as its keys has no native form")
-        fields = dict(a=q, b=note["k"], c=note["v"], heads=note["heads"], causal=note["causal"], factor=factor)
+        fields = {
+            "a": q,
+            "b": note["k"],
+            "c": note["v"],
+            "heads": note["heads"],
+            "causal": note["causal"],
+            "factor": factor,
+        }
         return self.emit("attention", v.rows, v.cols, **fields)
 
     def on_scaled_dot_product_flash_attention_for_cpu(
@@ -510,7 +561,7 @@ class _Recorder(TorchDispatchMode):
         key, _, _ = self.heads(three[1], order)
         last, _, _ = self.heads(three[2], order)
         factor = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-        note = dict(q=value, k=key, v=last, heads=heads, factor=factor, causal=is_causal)
+        note = {"q": value, "k": key, "v": last, "heads": heads, "factor": factor, "causal": is_causal}
         if attn_mask is not None:
             length = q.shape[-2]
             allowed = attn_mask if attn_mask.dtype == torch.bool else self.additive(attn_mask)
@@ -537,7 +588,9 @@ class _Recorder(TorchDispatchMode):
         if tracked.kind == "value":
             value = self.values[tracked.ref]
             flat = tracked.index.reshape(-1)
-            if value.base < 0 and torch.equal(flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))):
+            if value.base < 0 and torch.equal(
+                flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))
+            ):
                 same = self.emit(kind, value.rows, value.cols, a=tracked.ref, **fields)
                 self.set(out, replace(tracked, ref=same))
                 return
@@ -570,6 +623,9 @@ class _Recorder(TorchDispatchMode):
         assert tracked is not None
         self.set(out, tracked)
 
+    def on_empty_like(self, out: Tensor, t: Tensor, **_: Any) -> None:
+        raise Unsupported("dropout has no native form, nor has any other random draw")
+
     def on_mul(self, out: Tensor, a: Any, b: Any) -> None:
         left, right = self.get(a), self.get(b)
         if left is None:
@@ -581,13 +637,15 @@ class _Recorder(TorchDispatchMode):
         if right is not None and left.kind == right.kind == "residual" and left.note is right.note:
             self.set(out, replace(left, kind="squared"))
         elif left.kind == "squared" and right is None:
-            self.set(out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape}))
+            self.set(
+                out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape})
+            )
         elif right is not None and "deviation" in (left.kind, right.kind):
             norm, value = (left, right) if left.kind == "deviation" else (right, left)
             if value.kind != "value" or value.ref != norm.ref:
                 raise Unsupported("a product of activations has no native form")
             shape = self.values[norm.ref]
-            fields = dict(a=norm.ref, factor=norm.note["epsilon"])
+            fields = {"a": norm.ref, "factor": norm.note["epsilon"]}
             self.set(out, replace(value, ref=self.emit("rms_norm", shape.rows, shape.cols, **fields)))
         elif left.kind == "value" and (right is None or right.kind == "parameter"):
             self.weigh(out, left, b)
@@ -601,10 +659,16 @@ class _Recorder(TorchDispatchMode):
         """A norm's elementwise weight."""
         op = next((op for op in self.ops if op.out == value.ref), None)
         index = self.parameter(weight).index
-        if op is None or op.kind != "rms_norm" or op.weight >= 0 or not _contiguous(index) or index.dim() != 1:
+        if (
+            op is None
+            or op.kind != "rms_norm"
+            or op.weight >= 0
+            or not _contiguous(index)
+            or index.dim() != 1
+        ):
             raise Unsupported("an elementwise product with weights is native behind a norm only")
         shape = self.values[op.out]
-        fields = dict(a=op.a, factor=op.factor, weight=int(index[0]))
+        fields = {"a": op.a, "factor": op.factor, "weight": int(index[0])}
         self.set(out, replace(value, ref=self.emit("rms_norm", shape.rows, shape.cols, **fields)))
 
     def times(self, out: Tensor, t: Tensor, factor: float) -> None:
@@ -687,7 +751,9 @@ class _Recorder(TorchDispatchMode):
         return self.emit("position", shape.rows, shape.cols, a=value, weight=int(pattern[0, 0]), size=rows)
 
     # ---- norms
-    def on_native_layer_norm(self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> None:
+    def on_native_layer_norm(
+        self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float
+    ) -> None:
         tracked = self.get(t)
         if tracked is None or len(shape) != 1:
             raise Unsupported("layer norm over more than one dimension has no native form")
@@ -733,7 +799,7 @@ class _Recorder(TorchDispatchMode):
         pattern, place = self.local(chosen.index.reshape(-1, 1), self.size("x"))
         first = self.source("tokens", pattern.reshape(-1))
         self.vocabulary = min(self.vocabulary, size)
-        fields = dict(first=first, weight=int(index[0, 0]), size=size)
+        fields = {"first": first, "weight": int(index[0, 0]), "size": size}
         self.result(out, self.emit("embedding", pattern.shape[0], cols, **fields), place)
 
     # ---- losses
@@ -741,11 +807,11 @@ class _Recorder(TorchDispatchMode):
         left, right = self.get(a), self.get(b)
         if left is None or right is None or alpha != 1:
             raise Unsupported("a difference with a constant has no native form")
-        if left.kind == "data" and left.ref == "y" or right.kind == "value" and left.kind == "data":
+        if (left.kind == "data" and left.ref == "y") or (right.kind == "value" and left.kind == "data"):
             left, right = right, left
         if left.kind != "value" or right.kind != "data" or left.index.shape != right.index.shape:
             raise Unsupported("a difference is native between prediction and target only")
-        note = dict(prediction=left, target=right, factor=1.0)
+        note = {"prediction": left, "target": right, "factor": 1.0}
         self.set(out, _Tracked("residual", left.index, None, note))
 
     def on_mse_loss(self, out: Tensor, a: Tensor, b: Tensor, reduction: int = 1) -> None:
@@ -799,12 +865,14 @@ class _Recorder(TorchDispatchMode):
     ) -> None:
         logs, classes = self.get(t), self.get(target)
         if logs is None or logs.kind != "log probabilities" or classes is None or classes.kind != "data":
-            raise Unsupported("a likelihood of something else than the prediction and the target has no native form")
+            raise Unsupported(
+                "a likelihood of something else than the prediction and the target has no native form"
+            )
         if weight is not None:
             raise Unsupported("cross-entropy with class weights has no native form")
         rows = logs.index.movedim(1, -1) if logs.index.dim() > 1 else logs.index[None]
         prediction = replace(logs, kind="value", index=rows.reshape(-1, rows.shape[-1]))
-        note = dict(prediction=prediction, target=classes, factor=1.0, ignore_index=ignore_index)
+        note = {"prediction": prediction, "target": classes, "factor": 1.0, "ignore_index": ignore_index}
         count = int((target != ignore_index).sum())
         factor = 1.0 / max(count, 1) if reduction == 1 else 1.0
         self.reduce(out, _Tracked("likelihood", prediction.index, None, note), factor)
@@ -837,7 +905,9 @@ def _simplify(ops: list[Op], values: list[Value], loss: Loss) -> list[Op]:
     count = _consumers(ops, values, loss)
     result: list[Op] = []
     for op in ops:
-        at = next((i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1)
+        at = next(
+            (i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1
+        )
         before = result[at] if at >= 0 and count[op.a] == 1 and result[at].activation == "none" else None
         if before and op.kind == "position" and op.size == 1 and before.bias < 0:
             result[at] = replace(before, out=op.out, bias=op.weight)
@@ -915,7 +985,10 @@ def _finish(r: _Recorder, end: _Tracked, out: Tensor) -> Description:
     prediction, target = root.note["prediction"], root.note["target"]
     kind = "squared" if root.kind == "squared" else "cross_entropy"
     value = r.values[prediction.ref]
-    whole = prediction.index.numel() == r.samples * r.size(prediction.ref) and prediction.index.shape[-1] != value.cols
+    whole = (
+        prediction.index.numel() == r.samples * r.size(prediction.ref)
+        and prediction.index.shape[-1] != value.cols
+    )
     cols = value.cols if kind == "squared" and whole else prediction.index.shape[-1]
     index, wanted = prediction.index.reshape(-1), target.index.reshape(-1)
     importance = root.note.get("importance")

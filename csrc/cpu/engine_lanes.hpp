@@ -27,7 +27,7 @@ struct PortableEngine {
   };
   using Panel = PortableEngine;
   static constexpr int rows = 2, panels = 1;
-  static constexpr int tile = 2;
+  static constexpr int tile = 1;
 #define DIF_EACH for (int i = 0; i < 16; ++i)
 #define DIF_MAP(expression)       \
   F r;                            \

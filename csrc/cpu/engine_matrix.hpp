@@ -505,7 +505,7 @@ struct Matrix {
       const int32_t* classes = batch.classes + sample(i) * batch.class_size;
       double loss = 0.0;
       for (int64_t r = 0; r < height; ++r) {
-        T* x = p.p + (i * height + r) * p.ld;
+        const T* x = p.p + (i * height + r) * p.ld;
         T* d = p.d ? p.d + (i * height + r) * p.ld : nullptr;
         const int32_t y = classes[r];
         if (y < 0) {
@@ -522,7 +522,7 @@ struct Matrix {
         columns(p.cols, [&](int64_t j, int64_t n) {
           const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(load(x + j, n), shift)), L::set(0));
           sum = L::add(sum, e);
-          store(x + j, e, n);
+          if (d) store(d + j, e, n);
         });
         const T total = L::total(sum);
         T logarithm[16];
@@ -530,7 +530,7 @@ struct Matrix {
         loss += static_cast<double>(logarithm[0]) + (static_cast<double>(peak) - static_cast<double>(chosen));
         if (d) {
           const F k = L::set(slope / total);
-          columns(p.cols, [&](int64_t j, int64_t n) { store(d + j, L::mul(k, load(x + j, n)), n); });
+          columns(p.cols, [&](int64_t j, int64_t n) { store(d + j, L::mul(k, load(d + j, n)), n); });
           d[y] = d[y] - slope;
         }
       }

@@ -160,10 +160,10 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
     if (whole && !chains) plan.loss_input = op.out;
   }
   ++at(readers, plan.loss.prediction);
-  // An activation's slope joins its gradient where that has one writer.
+  // A relu's slope joins its gradient where that has one writer.
   const auto slope = [&](int32_t v) {
     const int32_t i = v < 0 ? -1 : at(producer, v);
-    if (i < 0 || at(readers, v) != 1 || at(ops_, i).activation == act_none) return -1;
+    if (i < 0 || at(readers, v) != 1 || at(ops_, i).activation != act_relu) return -1;
     at(steps_, i).sloped = true;
     return i;
   };

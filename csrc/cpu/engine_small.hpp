@@ -134,8 +134,20 @@ struct Small {
     }
   }
 
-  // ---- activation functions. The slope of an operation's activation joins its gradient where that is
-  // written last.
+  // ---- activation functions. relu joins the products and the loss; the others take a walk of their own. The
+  // slope of an operation's relu joins its gradient where that is written last.
+  template <int k>
+  struct Kind {
+    static constexpr int value = k;
+  };
+  template <class Fn>
+  static DIF_INLINE void for_relu(int kind, Fn fn) {
+    if (kind == act_relu) {
+      fn(Kind<act_relu>{});
+    } else {
+      fn(Kind<act_none>{});
+    }
+  }
   template <class Fn>
   static DIF_INLINE void for_activation(int kind, Fn fn) {
     switch (kind) {
@@ -158,13 +170,9 @@ struct Small {
         fn(Kind<act_silu>{});
         break;
       default:
-        fn(Kind<act_none>{});
+        break;
     }
   }
-  template <int k>
-  struct Kind {
-    static constexpr int value = k;
-  };
   // d act'(x), from the output y or from the slope kept at the same place.
   template <int kind>
   static DIF_INLINE F sloped(F d, const T* y, const T* slope) {
@@ -178,22 +186,37 @@ struct Small {
   DIF_INLINE int activation_of(int32_t producer) const {
     return producer < 0 ? act_none : plan.ops[producer].activation;
   }
-  DIF_INLINE const T* slope_of(int32_t producer) const { return producer < 0 ? s : s + plan.steps[producer].extra; }
+  // d where y > 0 if the kind is relu
+  template <int kind>
+  static DIF_INLINE F masked(F d, const T* y) {
+    if constexpr (kind == act_relu) return L::select(L::greater(L::load(y), L::set(0)), d, L::set(0));
+    return d;
+  }
 
   // ---- operations
   template <class X>
   DIF_INLINE void linear_from(const ProgramOp& op, const OpPlan& place, X x) const {
     const View a = view(op.a), out = view(op.out);
-    T* slope = s + place.extra;
-    for_activation(op.activation, [&](auto kind) {
+    for_relu(op.activation, [&](auto kind) {
       product_rows<tile>(
           forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, x,
           [&](int64_t r) { return op.bias >= 0 ? weight(op.bias + r) : L::set(0); },
           [&](int64_t r, int64_t c, F v) {
-            F d = L::set(0);
-            L::store(out.p + at(r, c), M::template act<decltype(kind)::value>(v, d));
-            if constexpr (decltype(kind)::value > act_sigmoid) L::store(slope + at(r, c), d);
+            L::store(out.p + at(r, c), decltype(kind)::value == act_relu ? L::max(L::set(0), v) : v);
           });
+    });
+    if (op.activation > act_relu) activate(op, place, out.p);
+  }
+  // out = act(x), register by register; x may be out.
+  void activate(const ProgramOp& op, const OpPlan& place, const T* x) const {
+    const View out = view(op.out);
+    T* slope = s + place.extra;
+    for_activation(op.activation, [&](auto kind) {
+      each(out.cols, [&](int64_t i) {
+        F d = L::set(0);
+        L::store(out.p + i, M::template act<decltype(kind)::value>(L::load(x + i), d));
+        if constexpr (decltype(kind)::value > act_sigmoid) L::store(slope + i, d);
+      });
     });
   }
   template <class X>
@@ -229,15 +252,14 @@ struct Small {
       linear_gradient(op, [&](int64_t k, int64_t c) { return L::load(a.p + at(k, c)); });
     }
     if (!a.d) return;
-    const T* slope = slope_of(place.slope_a);
-    for_activation(activation_of(place.slope_a), [&](auto kind) {
+    for_relu(activation_of(place.slope_a), [&](auto kind) {
       product_rows<tile>(
           backward_weights(op, a.cols, out.cols), a.cols, out.cols, 0,
           [&](int64_t k, int64_t c) { return L::load(out.d + at(k, c)); }, [](int64_t) { return L::set(0); },
           [&](int64_t r, int64_t c, F v) {
             T* d = a.d + at(r, c);
             if (place.add_a) v = L::add(v, L::load(d));
-            L::store(d, sloped<decltype(kind)::value>(v, a.p + at(r, c), slope + at(r, c)));
+            L::store(d, masked<decltype(kind)::value>(v, a.p + at(r, c)));
           });
     });
   }
@@ -257,17 +279,7 @@ struct Small {
       for (int64_t c = 0; c < columns; ++c) fn(at(r, c));
     }
   }
-  void activation(const ProgramOp& op, const OpPlan& place) const {
-    const View a = view(op.a), out = view(op.out);
-    T* slope = s + place.extra;
-    for_activation(op.activation, [&](auto kind) {
-      each(out.cols, [&](int64_t i) {
-        F d = L::set(0);
-        L::store(out.p + i, M::template act<decltype(kind)::value>(L::load(a.p + i), d));
-        if constexpr (decltype(kind)::value > act_sigmoid) L::store(slope + i, d);
-      });
-    });
-  }
+  void activation(const ProgramOp& op, const OpPlan& place) const { activate(op, place, view(op.a).p); }
   void pass_back(const View& out, const View& a, T factor, bool join) const {
     if (!a.d) return;
     const F k = L::set(factor);
@@ -344,8 +356,7 @@ struct Small {
       }
     }
     const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
-    const T* kept = slope_of(plan.loss_slope);
-    for_activation(activation_of(plan.loss_slope), [&](auto kind) {
+    for_relu(activation_of(plan.loss_slope), [&](auto kind) {
       for (int64_t c = 0; c < columns; ++c) {
         const auto alive = L::first(chains ? 16 : live(c));
         const T* y = chains ? row_of(batch.y, batch.y_size, c) : nullptr;
@@ -356,8 +367,7 @@ struct Small {
           if (!chains && c + 1 == columns) e = L::select(alive, e, L::set(0));
           const F u = plan.loss.importance >= 0 ? L::mul(e, weight(plan.loss.importance + r)) : e;
           sum = L::fma(u, e, sum);
-          if (p.d)
-            L::store(p.d + at(r, c), sloped<decltype(kind)::value>(L::mul(slope, u), p.p + at(r, c), kept + at(r, c)));
+          if (p.d) L::store(p.d + at(r, c), masked<decltype(kind)::value>(L::mul(slope, u), p.p + at(r, c)));
         }
         record(sum, c, losses);
       }
@@ -367,8 +377,7 @@ struct Small {
     const View p = view(plan.loss.prediction);
     const F zero = L::set(0), one = L::set(1);
     const F slope = L::set(static_cast<T>(plan.loss.factor / static_cast<double>(batch.count)));
-    const T* kept = slope_of(plan.loss_slope);
-    for_activation(activation_of(plan.loss_slope), [&](auto kind) {
+    for_relu(activation_of(plan.loss_slope), [&](auto kind) {
       for (int64_t c = 0; c < columns; ++c) {
         T classes[lanes];
         const int64_t last = samples - 1;
@@ -393,7 +402,7 @@ struct Small {
         for (int64_t r = 0; r < p.cols; ++r) {
           const F e = L::mul(exp<L>(L::sub(L::load(p.p + at(r, c)), peak)), scaled);
           const F d = L::sub(e, L::select(is(y, r), unit, zero));
-          L::store(p.d + at(r, c), sloped<decltype(kind)::value>(d, p.p + at(r, c), kept + at(r, c)));
+          L::store(p.d + at(r, c), masked<decltype(kind)::value>(d, p.p + at(r, c)));
         }
       }
     });

@@ -1,8 +1,8 @@
 """The native engine: a captured model, and whole chains of it in C++.
 
-A model is captured once (`capture`), its arithmetic compared with autograd, and a `NativeRun` then advances all chains
-for as many steps as a call asks. Results depend on the settings alone: not on threads, on how steps are grouped into
-calls, or on which other chains run.
+A model is captured once (`capture`), its arithmetic compared with autograd, and a `NativeRun` then advances
+all chains for as many steps as a call asks. Results depend on the settings alone: not on threads, on how
+steps are grouped into calls, or on which other chains run.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def batch_indices(batches: Batches, *, seed: int, chain: int, step: int, n: int,
     """The samples of one chain's batch at one step.
 
     independent: floor(word_j n / 2^32), word_j = word j % 4 of quad j // 4 at (seed, chain, step, stream 1).
-    shared: the same with chain = 2^32 - 1. epoch: places step * batch_size + j of an endless row of permutations;
-    permutation e swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words at (chain, e, stream 1).
-    full: 0, ..., n - 1.
+    shared: the same with chain = 2^32 - 1. epoch: places step * batch_size + j of an endless row of
+    permutations; permutation e swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words at (chain, e,
+    stream 1). full: 0, ..., n - 1.
 
     Args:
         batches: "independent", "shared", "epoch" or "full".
@@ -114,7 +114,9 @@ class Program:
         return self._pass(w, index, True)
 
     def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
-        chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
+        chosen = (
+            torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
+        )
         data, alive = self.data(w.dtype)
         whole = torch.cat([w.detach().reshape(-1), self.description.frozen.to(w.dtype)])
         losses = torch.zeros(len(chosen), dtype=torch.float64)
@@ -148,7 +150,8 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
         none
 
     Raises:
-        Unsupported: the model, its size or its precision has no native form, or the answers differ; one sentence.
+        Unsupported: the model, its size or its precision has no native form, or the answers differ; one
+        sentence.
 
     Source:
         none
@@ -159,7 +162,9 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
         raise Unsupported(f"the inputs are {x.dtype}, the engine runs float32")
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size > LARGEST:
-        raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
+        raise Unsupported(
+            f"the model has {size} parameters, above {LARGEST} torch's own products are as fast"
+        )
     description = describe(model, loss_fn, x, y)
     program = Program(description, description.native(), x.shape[0], x, y)
     _check_integers(program)
@@ -182,11 +187,13 @@ def _check_integers(program: Program) -> None:
             raise Unsupported(f"the classes lie outside 0 ... {size - 1}")
         counts = live.sum(1)
         if counts.min() != counts.max():
-            raise Unsupported("ignored targets differ in number between samples, so the loss is no mean over samples")
+            raise Unsupported(
+                "ignored targets differ in number between samples, so the loss is no mean over samples"
+            )
 
 
 def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> None:
-    """Loss and gradient at the parameters moved by a twentieth of their size, where no gradient vanishes by luck."""
+    """Compares at the parameters moved by a twentieth of their size, where no gradient vanishes by luck."""
     generator = torch.Generator().manual_seed(0)
     moved = {}
     for name, p in model.named_parameters():
@@ -210,11 +217,13 @@ def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, 
         raise Unsupported(f"the native loss is {got:.6g} where autograd has {want:.6g}")
     error, norm = float((g - expected).norm()), float(expected.norm())
     if not error <= 1e-3 * norm + 1e-6:
-        raise Unsupported(f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}")
+        raise Unsupported(
+            f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}"
+        )
 
 
 class NativeRun:
-    """All chains of one run; `advance` moves them, and what they have recorded so far can be read at any time.
+    """All chains of one run; `advance` moves them, and what they have recorded can be read at any time.
 
     w <- w - (lr / 2) (nbeta g + localization (w - center)) + sqrt(lr) xi, as in csrc/core/update.hpp. Draw k is step
     burn_in + k thin: the loss at w on that step's batch before the update, the mean of ``baseline`` over the same
@@ -226,7 +235,8 @@ class NativeRun:
         loss, baseline, energy: float64 (chains, draws); NaN where nothing is recorded yet.
         diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
 
-    To continue a run elsewhere, pass its ``w`` and ``step`` as ``w`` and ``step``: the numbers are the same bits.
+    To continue a run elsewhere, pass its ``w`` and ``step`` as ``w`` and ``step``: the numbers are the same
+    bits.
     """
 
     def __init__(
@@ -250,15 +260,19 @@ class NativeRun:
         w: Tensor | None = None,
         step: int = 0,
     ) -> None:
-        """Chains start at ``center`` (dim) or (chains, dim), unless ``w`` says where an earlier run had come."""
+        """Chains start at ``center`` (dim) or (chains, dim), or at the ``w`` of an earlier run."""
         self.program = program
-        self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
+        self.lr, self.localization, self.nbeta = (
+            np.array(v, dtype=np.float64) for v in (lr, localization, nbeta)
+        )
         self.chains, self.draws, self.burn_in, self.thin = len(self.lr), draws, burn_in, thin
         self.seed, self.first_chain, self.threads = seed, first_chain, threads
         self.mode, self.batch_size = MODES.index(batches), program.n if batches == "full" else batch_size
         self.center = center.detach().to(torch.float32).contiguous()
         self.mask = None if mask is None else mask.detach().reshape(-1).to(torch.uint8).contiguous()
-        self.start = None if baseline is None else np.array(baseline, dtype=np.float64)
+        self.start = (
+            None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
+        )
         start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
         self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
         self._check()
@@ -270,7 +284,9 @@ class NativeRun:
     def _check(self) -> None:
         dim = self.program.dim
         if self.center.shape not in ((dim,), (self.chains, dim)):
-            raise ValueError(f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}")
+            raise ValueError(
+                f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}"
+            )
         if self.w.shape != (self.chains, dim):
             raise ValueError(f"w: expected ({self.chains}, {dim}), got {tuple(self.w.shape)}")
         if self.mask is not None and self.mask.numel() != dim:
@@ -326,7 +342,7 @@ class NativeRun:
         self.step += steps
 
     def finish(self, progress: Callable[[int, int], None] | None = None) -> NativeRun:
-        """Runs to the end. ``progress(step, steps)`` is called, and Ctrl-C heard, about every tenth of a second."""
+        """Runs to the end; every tenth of a second or so Ctrl-C is heard and ``progress(step, steps)`` called."""
         work = max(1, self.program.description.multiply_adds) * self.batch_size * self.chains
         while self.step < self.steps:
             self.advance(max(1, int(_CALL / work)))
