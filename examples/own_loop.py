@@ -41,6 +41,5 @@ print()
 for transition in watch.transitions:
     print(transition)
 end = watch.trace[["llc", "llc_se"]].dropna("step").isel(step=-1)
-print(
-    f"\nLLC {float(end['llc']):.1f} ± {float(end['llc_se']):.1f} at the end; theory for rank 3 of 6 x 6, in the limit of large nbeta: 17"
-)
+print(f"\nLLC {float(end['llc']):.1f} ± {float(end['llc_se']):.1f} at the end")
+print("theory for rank 3 of 6 x 6, in the limit of large nbeta: 17")
