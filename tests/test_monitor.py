@@ -494,8 +494,15 @@ def test_listed_transitions_have_their_states(planted):
 
 
 def test_only_needed_states_are_kept(planted):
+    """The three states of each stage that is listed, since stages may still regroup, and the trail."""
     watch = planted[0]
-    pinned = {name for row in watch.transitions for name in row.checkpoints.values()}
+    pinned = {
+        Checkpoints.name(step)
+        for row in watch.transitions
+        for name, stage in row.observables.items()
+        for step in watch._around[name, int(stage.alarm)].values()
+    }
+    assert pinned >= {name for row in watch.transitions for name in row.checkpoints.values()}
     trail = {Checkpoints.name(step) for _, step in watch.checkpoints.saved}
     assert {f"checkpoints/{name}" for name in files(watch.folder.path)} == pinned | trail
 

@@ -270,16 +270,20 @@ class Monitor:
         return change
 
     def _needed(self, rows: list[JointStage], step: int) -> set[int]:
-        """The steps whose states transitions need: around each that is listed, and around each alarm still open."""
+        """The steps whose states transitions need: around each stage that is listed, and around each open alarm.
+
+        Stage by stage, since which stages make one transition may still change as more of them close.
+        """
         needed: set[int] = set()
         for name, detector in self.detectors.items():
             if detector.open_alarm is not None:
                 needed |= set(self._around[name, int(detector.open_alarm)].values())
         for row in rows:
             for name, stage in row.channels.items():
+                around = self._around[name, int(stage.alarm)]
                 if not stage.provisional:
-                    self._around[name, int(stage.alarm)].setdefault("after", step)
-            needed |= set(self._files(row).values())
+                    around.setdefault("after", step)
+                needed |= set(around.values())
         return needed
 
     def _files(self, row: JointStage) -> dict[str, int]:
