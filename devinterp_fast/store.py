@@ -152,11 +152,11 @@ def read_json(path: Path, name: str) -> Any:
 
 
 def _compare(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for key in sorted({*found, *wanted}):
+    for key in sorted({*found, *wanted}, key=lambda key: (key != "run", key)):  # what the user chose says most
         if found.get(key) != wanted.get(key):
+            expected, got = (json.dumps(settings.get(key), sort_keys=True) for settings in (wanted, found))
             raise RunFolderError(
-                f"out: expected a run with {key} = {json.dumps(wanted.get(key))}, "
-                f"got {path} with {key} = {json.dumps(found.get(key))}; choose another folder"
+                f"out: expected a run with {key} = {expected}, got {path} with {key} = {got}; choose another folder"
             )
 
 

@@ -59,6 +59,8 @@ def test_numbers():
     assert result.precision == pytest.approx(2 / 3)
     assert result.recall == pytest.approx(2 / 3)
     assert str(result) == "2 of 3 known transitions found, in 3 rows"
+    assert str(score([100.0], [A])) == "1 of 1 known transitions found, in 1 row"
+    assert str(score([], [])) == "no known transition in this run, 0 rows"
     assert math.isnan(score([], [A]).precision)
     assert score([], [A]).recall == 0.0
     assert math.isnan(score([5.0], []).recall)

@@ -40,7 +40,10 @@ class Score:
         return self.hits / self.known if self.known else math.nan
 
     def __str__(self) -> str:
-        return f"{self.hits} of {self.known} known transitions found, in {len(self.found)} rows"
+        rows = f"{len(self.found)} row{'' if len(self.found) == 1 else 's'}"
+        if not self.known:
+            return f"no known transition in this run, {rows}"
+        return f"{self.hits} of {self.known} known transitions found, in {rows}"
 
 
 def score(midpoints: Sequence[float], markers: Sequence[Marker]) -> Score:
