@@ -220,9 +220,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # the wrapper it asks for imports the compiler, which costs more than everything else here
-        )
+        return False  # the wrapper it asks for imports the compiler, which costs more than everything else here
 
     # ---- following tensors
     def follow(self, tensor: Tensor, name: str) -> None:
@@ -287,9 +285,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         value, first = self.values[t.ref], pattern[:, 0]
         row, column = torch.div(first, value.cols, rounding_mode="floor"), int(first[0]) % value.cols
         straight = torch.equal(pattern, first[:, None] + torch.arange(cols))
-        whole = torch.equal(row, torch.arange(value.rows)) and bool(
-            (first - row * value.cols == column).all()
-        )
+        whole = torch.equal(row, torch.arange(value.rows)) and bool((first - row * value.cols == column).all())
         if straight and whole and column + cols <= value.cols:
             return (t.ref if cols == value.cols else self.columns(t.ref, column, cols)), place
         key = ("map", tuple(pattern.reshape(-1).tolist()))
@@ -377,9 +373,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             self.set(o, replace(tracked, index=index))
 
     # ---- products
-    def on_addmm(
-        self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
-    ) -> None:
+    def on_addmm(self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
         if beta != 1 or alpha != 1:
             raise Unsupported("addmm with factors has no native form")
         self.on_mm(out, a, b)
@@ -461,9 +455,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         index[order] = torch.arange(out.numel()).view(out.shape)
         self.set(
             out,
-            _Tracked(
-                "scores", index, None, {"q": query, "k": key, "heads": heads, "factor": 1.0, "causal": False}
-            ),
+            _Tracked("scores", index, None, {"q": query, "k": key, "heads": heads, "factor": 1.0, "causal": False}),
         )
 
     def masked(self, scores: _Tracked, allowed: Tensor, out: Tensor) -> None:
@@ -496,9 +488,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     on_safe_softmax = on_softmax
 
-    def on_baddbmm(
-        self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
-    ) -> None:
+    def on_baddbmm(self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
         if beta != 1:
             raise Unsupported("baddbmm with factors has no native form")
         self.on_bmm(out, a, b)
@@ -588,9 +578,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         if tracked.kind == "value":
             value = self.values[tracked.ref]
             flat = tracked.index.reshape(-1)
-            if value.base < 0 and torch.equal(
-                flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))
-            ):
+            if value.base < 0 and torch.equal(flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))):
                 same = self.emit(kind, value.rows, value.cols, a=tracked.ref, **fields)
                 self.set(out, replace(tracked, ref=same))
                 return
@@ -637,9 +625,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         if right is not None and left.kind == right.kind == "residual" and left.note is right.note:
             self.set(out, replace(left, kind="squared"))
         elif left.kind == "squared" and right is None:
-            self.set(
-                out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape})
-            )
+            self.set(out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape}))
         elif right is not None and "deviation" in (left.kind, right.kind):
             norm, value = (left, right) if left.kind == "deviation" else (right, left)
             if value.kind != "value" or value.ref != norm.ref:
@@ -659,13 +645,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         """A norm's elementwise weight."""
         op = next((op for op in self.ops if op.out == value.ref), None)
         index = self.parameter(weight).index
-        if (
-            op is None
-            or op.kind != "rms_norm"
-            or op.weight >= 0
-            or not _contiguous(index)
-            or index.dim() != 1
-        ):
+        if op is None or op.kind != "rms_norm" or op.weight >= 0 or not _contiguous(index) or index.dim() != 1:
             raise Unsupported("an elementwise product with weights is native behind a norm only")
         shape = self.values[op.out]
         fields = {"a": op.a, "factor": op.factor, "weight": int(index[0])}
@@ -751,9 +731,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         return self.emit("position", shape.rows, shape.cols, a=value, weight=int(pattern[0, 0]), size=rows)
 
     # ---- norms
-    def on_native_layer_norm(
-        self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float
-    ) -> None:
+    def on_native_layer_norm(self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> None:
         tracked = self.get(t)
         if tracked is None or len(shape) != 1:
             raise Unsupported("layer norm over more than one dimension has no native form")
@@ -865,9 +843,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
     ) -> None:
         logs, classes = self.get(t), self.get(target)
         if logs is None or logs.kind != "log probabilities" or classes is None or classes.kind != "data":
-            raise Unsupported(
-                "a likelihood of something else than the prediction and the target has no native form"
-            )
+            raise Unsupported("a likelihood of something else than the prediction and the target has no native form")
         if weight is not None:
             raise Unsupported("cross-entropy with class weights has no native form")
         rows = logs.index.movedim(1, -1) if logs.index.dim() > 1 else logs.index[None]
@@ -905,9 +881,7 @@ def _simplify(ops: list[Op], values: list[Value], loss: Loss) -> list[Op]:
     count = _consumers(ops, values, loss)
     result: list[Op] = []
     for op in ops:
-        at = next(
-            (i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1
-        )
+        at = next((i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1)
         before = result[at] if at >= 0 and count[op.a] == 1 and result[at].activation == "none" else None
         if before and op.kind == "position" and op.size == 1 and before.bias < 0:
             result[at] = replace(before, out=op.out, bias=op.weight)
@@ -985,10 +959,7 @@ def _finish(r: _Recorder, end: _Tracked, out: Tensor) -> Description:
     prediction, target = root.note["prediction"], root.note["target"]
     kind = "squared" if root.kind == "squared" else "cross_entropy"
     value = r.values[prediction.ref]
-    whole = (
-        prediction.index.numel() == r.samples * r.size(prediction.ref)
-        and prediction.index.shape[-1] != value.cols
-    )
+    whole = prediction.index.numel() == r.samples * r.size(prediction.ref) and prediction.index.shape[-1] != value.cols
     cols = value.cols if kind == "squared" and whole else prediction.index.shape[-1]
     index, wanted = prediction.index.reshape(-1), target.index.reshape(-1)
     importance = root.note.get("importance")

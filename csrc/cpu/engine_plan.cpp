@@ -174,10 +174,8 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
       if (ops_[i].activation == act_none) steps_[i].sloped = true;
     }
   }
-  if (!chains) {
-    plan.targets = take(size(plan.loss.prediction));
-    plan.sums = take(plan.dim * 16);
-  }
+  plan.targets = take(size(plan.loss.prediction));
+  if (!chains) plan.sums = take(plan.dim * 16);
 }
 
 LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
