@@ -92,7 +92,8 @@ double multiply_adds(int64_t rounds, float* out) {
 #pragma GCC unroll 32
     for (int i = 0; i < sums; ++i) sum[i] = P::fma(sum[i], factor, term);
   }
-  for (int i = 0; i < sums; ++i) P::store(out, sum[i]);
+  for (int i = 1; i < sums; ++i) sum[0] = P::fma(sum[0], factor, sum[i]);  // so that none is left out
+  P::store(out, sum[0]);
   return 2.0 * sums * P::width * static_cast<double>(rounds);
 }
 
