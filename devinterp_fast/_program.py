@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from devinterp_fast import _cpu  # type: ignore[attr-defined, unused-ignore]
@@ -288,11 +289,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         whole = torch.equal(row, torch.arange(value.rows)) and bool((first - row * value.cols == column).all())
         if straight and whole and column + cols <= value.cols:
             return (t.ref if cols == value.cols else self.columns(t.ref, column, cols)), place
+        return self.gather(t.ref, pattern), place
+
+    def gather(self, value: int, pattern: Tensor) -> int:
+        """Elements of a value in any order; -1 is a zero."""
         key = ("map", tuple(pattern.reshape(-1).tolist()))
         if key not in self.known:
             self.known[key] = len(self.maps)
             self.maps.extend(key[1])
-        return self.emit("gather", pattern.shape[0], cols, a=t.ref, first=self.known[key]), place
+        return self.emit("gather", pattern.shape[0], pattern.shape[1], a=value, first=self.known[key])
 
     def columns(self, value: int, column: int, cols: int) -> int:
         key = ("columns", value, column, cols)
@@ -429,6 +434,53 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             self.weighted(out, left, right)
         else:
             self.scores(out, left, replace(right, index=right.index.transpose(1, 2)))
+
+    def on_convolution(
+        self,
+        out: Tensor,
+        t: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+    ) -> None:
+        """Patches gathered into rows, then a linear map."""
+        tracked = self.get(t)
+        if tracked is None or t.dim() != 4 or transposed or groups != 1 or any(d != 1 for d in dilation):
+            raise Unsupported("convolutions are native in two dimensions, without groups, dilation and transposition")
+        whole = tracked.index
+        if tracked.kind == "data":
+            size = self.size(tracked.ref)
+            value = self.matrix(replace(tracked, index=whole.reshape(-1, size)), size)[0]
+            whole = torch.arange(t.numel()).view(t.shape)
+        elif tracked.kind == "value" and self.values[tracked.ref].base < 0:
+            value = tracked.ref
+        else:
+            raise Unsupported("a convolution of something else than the input or a layer has no native form")
+        up, across = padding[0], padding[-1]
+        padded = functional.pad(whole, (across, across, up, up), value=-1)
+        height, width = weight.shape[2:]
+        patches = padded.unfold(2, height, stride[0]).unfold(3, width, stride[-1]).permute(0, 2, 3, 1, 4, 5)
+        patches = patches.reshape(self.samples, out.shape[2] * out.shape[3], -1)
+        first = torch.arange(self.samples)[:, None, None] * self.size(value)
+        patches = torch.where(patches < 0, -1, patches - first)
+        if not (patches == patches[0]).all() or patches.max() >= self.size(value):
+            raise Unsupported("an operation mixes samples or treats them differently")
+        channels = weight.shape[0]
+        rows = torch.arange(patches.shape[0] * patches.shape[1] * patches.shape[2])
+        unfolded = _Tracked("value", rows.view(-1, patches.shape[2]), self.gather(value, patches[0]))
+        flat = torch.empty(len(unfolded.index), channels)
+        self.keep.append(flat)
+        self.product(flat, unfolded, self.parameter(weight).index.reshape(channels, -1).t())
+        if bias is not None:
+            self.on_add(flat, flat, bias)
+        image = self.tracked[id(flat)]
+        shape = (self.samples, out.shape[2], out.shape[3], channels)
+        self.set(out, replace(image, index=image.index.view(shape).permute(0, 3, 1, 2)))
 
     # ---- attention
     def heads(self, t: _Tracked, order: Tensor | None = None) -> tuple[int, Tensor, int]:

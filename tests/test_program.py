@@ -222,6 +222,18 @@ def test_flatten_and_rows():
     agrees(Gpt(), lambda p, y: functional.cross_entropy(p[:, -1], y[:, 0]), tokens, tokens)
 
 
+@pytest.mark.parametrize(("stride", "padding", "bias"), [(1, 1, True), (2, 1, False), (2, 0, True)])
+def test_convolutions(stride, padding, bias):
+    size = (6 + 2 * padding - 3) // stride + 1
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1, bias=bias), nn.ReLU(), nn.Conv2d(5, 4, 3, stride, padding, bias=bias), nn.GELU(),
+        nn.Flatten(), nn.Linear(4 * size * size, 3),
+    )  # fmt: skip
+    x = torch.randn(30, 2, 6, 6)
+    agrees(model, nn.CrossEntropyLoss(), x, torch.randint(0, 3, (30,)))
+    agrees(model, lambda p, y: (p - y).square().sum(-1).mean(), x, torch.randn(30, 3))
+
+
 @pytest.mark.parametrize("form", ["full", "causal", "added", "einsum", "sdpa"])
 def test_attention(form):
     tokens = torch.randint(0, 11, (20, 9))

@@ -29,7 +29,7 @@ struct Plan {
   const ProgramOp* ops;
   const ValuePlan* places;
   const OpPlan* steps;
-  const int32_t* maps;
+  const int32_t* maps;  // of gathers, in offsets from a sample's first row; OpPlan::extra says where
   int32_t value_count, op_count;
   ProgramLoss loss;
   int64_t dim, total;  // trainable and all parameters

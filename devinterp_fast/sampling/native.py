@@ -87,7 +87,7 @@ class Program:
         """Trainable coordinates, in the order of ``named_parameters()``, each flattened row by row."""
         return self.description.dim
 
-    def data(self, dtype: torch.dtype) -> tuple[tuple[int, ...], list[Tensor]]:
+    def data(self, dtype: torch.dtype) -> tuple[Any, list[Tensor]]:
         """Addresses and row lengths as the native side takes them, and the tensors that must stay alive."""
         d = self.description
         none = torch.empty(0, 0)
