@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from devinterp_fast import _cpu  # type: ignore[attr-defined, unused-ignore]
@@ -220,9 +221,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return (
-            False  # the wrapper it asks for imports the compiler, which costs more than everything else here
-        )
+        return False  # the wrapper it asks for imports the compiler, which costs more than everything else here
 
     # ---- following tensors
     def follow(self, tensor: Tensor, name: str) -> None:
@@ -287,16 +286,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         value, first = self.values[t.ref], pattern[:, 0]
         row, column = torch.div(first, value.cols, rounding_mode="floor"), int(first[0]) % value.cols
         straight = torch.equal(pattern, first[:, None] + torch.arange(cols))
-        whole = torch.equal(row, torch.arange(value.rows)) and bool(
-            (first - row * value.cols == column).all()
-        )
+        whole = torch.equal(row, torch.arange(value.rows)) and bool((first - row * value.cols == column).all())
         if straight and whole and column + cols <= value.cols:
             return (t.ref if cols == value.cols else self.columns(t.ref, column, cols)), place
+        return self.gather(t.ref, pattern), place
+
+    def gather(self, value: int, pattern: Tensor) -> int:
+        """Elements of a value in any order; -1 is a zero."""
         key = ("map", tuple(pattern.reshape(-1).tolist()))
         if key not in self.known:
             self.known[key] = len(self.maps)
             self.maps.extend(key[1])
-        return self.emit("gather", pattern.shape[0], cols, a=t.ref, first=self.known[key]), place
+        return self.emit("gather", pattern.shape[0], pattern.shape[1], a=value, first=self.known[key])
 
     def columns(self, value: int, column: int, cols: int) -> int:
         key = ("columns", value, column, cols)
@@ -377,9 +378,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
             self.set(o, replace(tracked, index=index))
 
     # ---- products
-    def on_addmm(
-        self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
-    ) -> None:
+    def on_addmm(self, out: Tensor, bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
         if beta != 1 or alpha != 1:
             raise Unsupported("addmm with factors has no native form")
         self.on_mm(out, a, b)
@@ -436,6 +435,53 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         else:
             self.scores(out, left, replace(right, index=right.index.transpose(1, 2)))
 
+    def on_convolution(
+        self,
+        out: Tensor,
+        t: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+    ) -> None:
+        """Patches gathered into rows, then a linear map."""
+        tracked = self.get(t)
+        if tracked is None or t.dim() != 4 or transposed or groups != 1 or any(d != 1 for d in dilation):
+            raise Unsupported("convolutions are native in two dimensions, without groups, dilation and transposition")
+        whole = tracked.index
+        if tracked.kind == "data":
+            size = self.size(tracked.ref)
+            value = self.matrix(replace(tracked, index=whole.reshape(-1, size)), size)[0]
+            whole = torch.arange(t.numel()).view(t.shape)
+        elif tracked.kind == "value" and self.values[tracked.ref].base < 0:
+            value = tracked.ref
+        else:
+            raise Unsupported("a convolution of something else than the input or a layer has no native form")
+        up, across = padding[0], padding[-1]
+        padded = functional.pad(whole, (across, across, up, up), value=-1)
+        height, width = weight.shape[2:]
+        patches = padded.unfold(2, height, stride[0]).unfold(3, width, stride[-1]).permute(0, 2, 3, 1, 4, 5)
+        patches = patches.reshape(self.samples, out.shape[2] * out.shape[3], -1)
+        first = torch.arange(self.samples)[:, None, None] * self.size(value)
+        patches = torch.where(patches < 0, -1, patches - first)
+        if not (patches == patches[0]).all() or patches.max() >= self.size(value):
+            raise Unsupported("an operation mixes samples or treats them differently")
+        channels = weight.shape[0]
+        rows = torch.arange(patches.shape[0] * patches.shape[1] * patches.shape[2])
+        unfolded = _Tracked("value", rows.view(-1, patches.shape[2]), self.gather(value, patches[0]))
+        flat = torch.empty(len(unfolded.index), channels)
+        self.keep.append(flat)
+        self.product(flat, unfolded, self.parameter(weight).index.reshape(channels, -1).t())
+        if bias is not None:
+            self.on_add(flat, flat, bias)
+        image = self.tracked[id(flat)]
+        shape = (self.samples, out.shape[2], out.shape[3], channels)
+        self.set(out, replace(image, index=image.index.view(shape).permute(0, 3, 1, 2)))
+
     # ---- attention
     def heads(self, t: _Tracked, order: Tensor | None = None) -> tuple[int, Tensor, int]:
         """(groups, T, d) of samples x heads as the value (T, heads d); also the groups' order, the heads."""
@@ -461,9 +507,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         index[order] = torch.arange(out.numel()).view(out.shape)
         self.set(
             out,
-            _Tracked(
-                "scores", index, None, {"q": query, "k": key, "heads": heads, "factor": 1.0, "causal": False}
-            ),
+            _Tracked("scores", index, None, {"q": query, "k": key, "heads": heads, "factor": 1.0, "causal": False}),
         )
 
     def masked(self, scores: _Tracked, allowed: Tensor, out: Tensor) -> None:
@@ -496,9 +540,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
 
     on_safe_softmax = on_softmax
 
-    def on_baddbmm(
-        self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1
-    ) -> None:
+    def on_baddbmm(self, out: Tensor, mask: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> None:
         if beta != 1:
             raise Unsupported("baddbmm with factors has no native form")
         self.on_bmm(out, a, b)
@@ -588,9 +630,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         if tracked.kind == "value":
             value = self.values[tracked.ref]
             flat = tracked.index.reshape(-1)
-            if value.base < 0 and torch.equal(
-                flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))
-            ):
+            if value.base < 0 and torch.equal(flat.sort().values, torch.arange(self.samples * self.size(tracked.ref))):
                 same = self.emit(kind, value.rows, value.cols, a=tracked.ref, **fields)
                 self.set(out, replace(tracked, ref=same))
                 return
@@ -637,9 +677,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         if right is not None and left.kind == right.kind == "residual" and left.note is right.note:
             self.set(out, replace(left, kind="squared"))
         elif left.kind == "squared" and right is None:
-            self.set(
-                out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape})
-            )
+            self.set(out, replace(left, note={**left.note, "importance": b.expand(out.shape), "shape": out.shape}))
         elif right is not None and "deviation" in (left.kind, right.kind):
             norm, value = (left, right) if left.kind == "deviation" else (right, left)
             if value.kind != "value" or value.ref != norm.ref:
@@ -659,13 +697,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         """A norm's elementwise weight."""
         op = next((op for op in self.ops if op.out == value.ref), None)
         index = self.parameter(weight).index
-        if (
-            op is None
-            or op.kind != "rms_norm"
-            or op.weight >= 0
-            or not _contiguous(index)
-            or index.dim() != 1
-        ):
+        if op is None or op.kind != "rms_norm" or op.weight >= 0 or not _contiguous(index) or index.dim() != 1:
             raise Unsupported("an elementwise product with weights is native behind a norm only")
         shape = self.values[op.out]
         fields = {"a": op.a, "factor": op.factor, "weight": int(index[0])}
@@ -751,9 +783,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
         return self.emit("position", shape.rows, shape.cols, a=value, weight=int(pattern[0, 0]), size=rows)
 
     # ---- norms
-    def on_native_layer_norm(
-        self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float
-    ) -> None:
+    def on_native_layer_norm(self, out: Tensor, t: Tensor, shape: Any, weight: Any, bias: Any, epsilon: float) -> None:
         tracked = self.get(t)
         if tracked is None or len(shape) != 1:
             raise Unsupported("layer norm over more than one dimension has no native form")
@@ -865,9 +895,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-igno
     ) -> None:
         logs, classes = self.get(t), self.get(target)
         if logs is None or logs.kind != "log probabilities" or classes is None or classes.kind != "data":
-            raise Unsupported(
-                "a likelihood of something else than the prediction and the target has no native form"
-            )
+            raise Unsupported("a likelihood of something else than the prediction and the target has no native form")
         if weight is not None:
             raise Unsupported("cross-entropy with class weights has no native form")
         rows = logs.index.movedim(1, -1) if logs.index.dim() > 1 else logs.index[None]
@@ -905,9 +933,7 @@ def _simplify(ops: list[Op], values: list[Value], loss: Loss) -> list[Op]:
     count = _consumers(ops, values, loss)
     result: list[Op] = []
     for op in ops:
-        at = next(
-            (i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1
-        )
+        at = next((i for i, before in enumerate(result) if before.out == op.a and before.kind == "linear"), -1)
         before = result[at] if at >= 0 and count[op.a] == 1 and result[at].activation == "none" else None
         if before and op.kind == "position" and op.size == 1 and before.bias < 0:
             result[at] = replace(before, out=op.out, bias=op.weight)
@@ -985,10 +1011,7 @@ def _finish(r: _Recorder, end: _Tracked, out: Tensor) -> Description:
     prediction, target = root.note["prediction"], root.note["target"]
     kind = "squared" if root.kind == "squared" else "cross_entropy"
     value = r.values[prediction.ref]
-    whole = (
-        prediction.index.numel() == r.samples * r.size(prediction.ref)
-        and prediction.index.shape[-1] != value.cols
-    )
+    whole = prediction.index.numel() == r.samples * r.size(prediction.ref) and prediction.index.shape[-1] != value.cols
     cols = value.cols if kind == "squared" and whole else prediction.index.shape[-1]
     index, wanted = prediction.index.reshape(-1), target.index.reshape(-1)
     importance = root.note.get("importance")

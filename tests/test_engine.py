@@ -89,17 +89,13 @@ def test_independent_and_shared_batches(size):
         np.testing.assert_array_equal(
             batch_indices("shared", seed=5, chain=chain, step=7, n=70, batch_size=size), shared
         )
-    np.testing.assert_array_equal(
-        batch_indices("full", seed=5, chain=0, step=7, n=70, batch_size=3), np.arange(70)
-    )
+    np.testing.assert_array_equal(batch_indices("full", seed=5, chain=0, step=7, n=70, batch_size=3), np.arange(70))
 
 
 @pytest.mark.parametrize(("n", "size"), [(1, 1), (10, 3), (70, 19), (70, 150)])
 def test_epoch_batches_are_permutations_in_a_row(n, size):
     steps = 3 * n // size + 3
-    row = np.concatenate(
-        [batch_indices("epoch", seed=5, chain=2, step=t, n=n, batch_size=size) for t in range(steps)]
-    )
+    row = np.concatenate([batch_indices("epoch", seed=5, chain=2, step=t, n=n, batch_size=size) for t in range(steps)])
     for epoch in range(len(row) // n):
         order = np.arange(n)
         draw = words(n, 5, 2, epoch)
@@ -128,9 +124,7 @@ def test_path_is_gradient_and_update_in_turn(case, mode):
             if t >= 3 and (t - 3) % 2 == 0:
                 draw = (t - 3) // 2
                 assert run.loss[c, draw] == pytest.approx(float(losses.mean()), rel=1e-12 if exact else 1e-5)
-                assert run.baseline[c, draw] == pytest.approx(
-                    float(program.losses(w0)[index.long()].mean()), rel=1e-12
-                )
+                assert run.baseline[c, draw] == pytest.approx(float(program.losses(w0)[index.long()].mean()), rel=1e-12)
         _cpu.sgld_step_f32(
             w.data_ptr(), program.dim, w0.data_ptr(), 0, 0, 0, run.chains, [(0, program.dim, g.data_ptr(),
             program.dim)], run.lr.ctypes.data, run.localization.ctypes.data, run.nbeta.ctypes.data, 5, t, 0,
@@ -258,9 +252,7 @@ def test_errors():
 # ---- truth
 
 
-@pytest.mark.parametrize(
-    ("dim", "mode"), [(5, "full"), (40, "full"), (5, "independent"), (5, "shared"), (5, "epoch")]
-)
+@pytest.mark.parametrize(("dim", "mode"), [(5, "full"), (40, "full"), (5, "independent"), (5, "shared"), (5, "epoch")])
 def test_quadratic_posterior(dim, mode):
     """Linear regression at its minimum is the quadratic whose SGLD moments are exact.
 
@@ -286,7 +278,5 @@ def test_quadratic_posterior(dim, mode):
     r, var = 1 - lr * a / 2, 1 / (a * (1 - lr * a / 4))
     t = np.arange(draws)[:, None]
     expected = float((0.5 * nbeta * h * var * (1 - r ** (2 * t))).sum(1).mean())
-    error = math.sqrt(
-        float((0.5 * (nbeta * h * var) ** 2 * (1 + r**2) / (1 - r**2)).sum()) / (chains * draws)
-    )
+    error = math.sqrt(float((0.5 * (nbeta * h * var) ** 2 * (1 + r**2) / (1 - r**2)).sum()) / (chains * draws))
     assert float(nbeta * run.loss.mean()) == pytest.approx(expected, abs=4 * error)

@@ -64,9 +64,7 @@ class Superposition(nn.Module):
         if self.form == "matmul":
             return functional.relu(x @ self.W.T @ self.W + self.b)
         if self.form == "einsum":
-            return functional.relu(
-                torch.einsum("hi,bh->bi", self.W, torch.einsum("bi,hi->bh", x, self.W)) + self.b
-            )
+            return functional.relu(torch.einsum("hi,bh->bi", self.W, torch.einsum("bi,hi->bh", x, self.W)) + self.b)
         return functional.relu((self.W.T @ (self.W @ x.T)).T + self.b)
 
 
@@ -78,9 +76,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         b, t, d = x.shape
-        q, k, v = (
-            m(x).view(b, t, self.heads, d // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v)
-        )
+        q, k, v = (m(x).view(b, t, self.heads, d // self.heads).transpose(1, 2) for m in (self.q, self.k, self.v))
         hidden = torch.ones(t, t, dtype=torch.bool).triu(1)
         if self.form == "sdpa":
             out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -175,14 +171,10 @@ def test_tied_weights(form):
     assert program.native.layout(MODES.index("shared")) == 2
 
 
-@pytest.mark.parametrize(
-    "activation", [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.Tanh(), nn.Sigmoid(), nn.SiLU()]
-)
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.GELU("tanh"), nn.Tanh(), nn.Sigmoid(), nn.SiLU()])
 @pytest.mark.parametrize("width", [5, 40])
 def test_activations(activation, width):
-    model = nn.Sequential(
-        nn.Linear(7, width), activation, nn.Linear(width, 3, bias=False), copy.deepcopy(activation)
-    )
+    model = nn.Sequential(nn.Linear(7, width), activation, nn.Linear(width, 3, bias=False), copy.deepcopy(activation))
     program = agrees(model, nn.MSELoss(), torch.randn(50, 7), torch.randn(50, 3))
     assert program.native.layout(MODES.index("full")) == (1 if width == 5 else 0)
 
@@ -228,6 +220,18 @@ def test_flatten_and_rows():
     agrees(model, nn.CrossEntropyLoss(), torch.randn(9, 1, 3, 4), torch.randint(0, 2, (9,)))
     tokens = torch.randint(0, 11, (12, 9))
     agrees(Gpt(), lambda p, y: functional.cross_entropy(p[:, -1], y[:, 0]), tokens, tokens)
+
+
+@pytest.mark.parametrize(("stride", "padding", "bias"), [(1, 1, True), (2, 1, False), (2, 0, True)])
+def test_convolutions(stride, padding, bias):
+    size = (6 + 2 * padding - 3) // stride + 1
+    model = nn.Sequential(
+        nn.Conv2d(2, 5, 3, padding=1, bias=bias), nn.ReLU(), nn.Conv2d(5, 4, 3, stride, padding, bias=bias), nn.GELU(),
+        nn.Flatten(), nn.Linear(4 * size * size, 3),
+    )  # fmt: skip
+    x = torch.randn(30, 2, 6, 6)
+    agrees(model, nn.CrossEntropyLoss(), x, torch.randint(0, 3, (30,)))
+    agrees(model, lambda p, y: (p - y).square().sum(-1).mean(), x, torch.randn(30, 3))
 
 
 @pytest.mark.parametrize("form", ["full", "causal", "added", "einsum", "sdpa"])
@@ -277,9 +281,7 @@ def test_random_networks(inputs, layers, n, classify):
         width = size
     x = torch.randn(n, inputs)
     if classify:
-        agrees(
-            nn.Sequential(*modules), nn.CrossEntropyLoss(), x, torch.randint(0, width, (n,)), counts=(1, 17)
-        )
+        agrees(nn.Sequential(*modules), nn.CrossEntropyLoss(), x, torch.randint(0, width, (n,)), counts=(1, 17))
     else:
         agrees(nn.Sequential(*modules), nn.MSELoss(), x, torch.randn(n, width), counts=(1, 17))
 
@@ -305,9 +307,7 @@ def test_every_instruction_set_gives_the_same_bits(make):
 def test_nothing_of_the_model_changes():
     model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.0), nn.Linear(5, 2))
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    capture(
-        model, nn.MSELoss(), torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 2)
-    )
+    capture(model, nn.MSELoss(), torch.randn(8, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(8, 2))
     assert model.training
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

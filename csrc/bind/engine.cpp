@@ -134,4 +134,12 @@ void bind_engine(py::module_& m) {
       },
       py::arg("out"), py::arg("mode"), py::arg("seed"), py::arg("chain"), py::arg("step"), py::arg("n"),
       py::arg("batch_size"), "out (batch_size) int32: the samples of one chain's batch at one step.");
+  m.def(
+      "multiply_adds",
+      [](int64_t rounds) {
+        const py::gil_scoped_release unlocked;
+        float out[16] = {0.1f, 0.999f, 1e-3f};
+        return dif::engine_kernels().multiply_adds(rounds, out);
+      },
+      py::arg("rounds"), "Independent fused multiply-adds and nothing else; returns how many flops they are.");
 }

@@ -24,7 +24,7 @@ enum OpKind : int32_t {
   op_layer_norm = 7,  // out = (a - mean) / sqrt(var + epsilon) * W + b over each row; W, b optional
   op_rms_norm = 8,    // out = a / sqrt(mean a^2 + epsilon) * W
   op_attention = 9,   // out = softmax(factor q k^T) v for each head; a, b, c = q, k, v of heads side by side
-  op_gather = 10,     // out[e] = a[map[e]], elements counted row by row within a sample
+  op_gather = 10,     // out[e] = a[map[e]], or 0 where map[e] is -1; elements counted row by row within a sample
 };
 
 enum Activation : int32_t {

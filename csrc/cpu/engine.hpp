@@ -18,7 +18,7 @@ class LaidOut {
 
  private:
   void share_gradients(Plan&);
-  void place_matrix(Plan&);
+  void place_matrix(Plan&, const std::vector<int32_t>& maps);
   void place_small(Plan&, Layout);
   int64_t take(int64_t floats);
 
@@ -27,6 +27,7 @@ class LaidOut {
   std::vector<char> needs_, sliced_, written_;
   std::vector<ValuePlan> places_;
   std::vector<OpPlan> steps_;
+  std::vector<int32_t> maps_;
   int64_t taken_ = 0;
   Plan plan_;
 };

@@ -82,11 +82,26 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
   }
 }
 
+double multiply_adds(int64_t rounds, float* out) {
+  using P = L::Panel;
+  constexpr int sums = P::rows * P::panels;
+  P::F sum[sums];
+  for (int i = 0; i < sums; ++i) sum[i] = P::set(out[0] + static_cast<float>(i));
+  const P::F factor = P::set(out[1]), term = P::set(out[2]);
+  for (int64_t k = 0; k < rounds; ++k) {
+#pragma GCC unroll 32
+    for (int i = 0; i < sums; ++i) sum[i] = P::fma(sum[i], factor, term);
+  }
+  for (int i = 1; i < sums; ++i) sum[0] = P::fma(sum[0], factor, sum[i]);  // so that none is left out
+  P::store(out, sum[0]);
+  return 2.0 * sums * P::width * static_cast<double>(rounds);
+}
+
 }  // namespace
 
 extern const EngineKernels DIF_ENGINE;
 const EngineKernels DIF_ENGINE = {isa_name,      Matrix<L>::run, samples_pass, chains_pass,
-                                  update_chains, lane_order,     indices};
+                                  update_chains, lane_order,     indices,      multiply_adds};
 
 #if defined(DIF_ISA_baseline)
 double matrix_pass_f64(const Plan& plan, const double* w, const Batch<double>& batch, double* g, double* s,

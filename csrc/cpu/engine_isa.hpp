@@ -33,6 +33,9 @@ struct EngineKernels {
   void (*lane_order)(uint32_t* out);
   // out (count): the sample that each random word names, floor(word n / 2^32).
   void (*indices)(const uint32_t* words, int64_t count, int64_t n, int32_t* out);
+  // Independent sums of `rounds` fused multiply-adds in every lane: how fast this core can go. out (16) starts as three
+  // numbers. Returns the flops.
+  double (*multiply_adds)(int64_t rounds, float* out);
 };
 
 extern const EngineKernels engine_baseline;

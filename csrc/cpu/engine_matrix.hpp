@@ -275,24 +275,22 @@ struct Matrix {
     }
     pass_back(out, a, rows(op.out), T(1), at.add_a);
   }
-  // fn(element of out, element of a or -1), as offsets from the first row
+  // fn(element of out, element of a or -1), as offsets from the first row; extra is the map in offsets of one sample.
   template <class Fn>
-  DIF_INLINE void each_mapped(const ProgramOp& op, Fn fn) const {
+  DIF_INLINE void each_mapped(const ProgramOp& op, const OpPlan& at, Fn fn) const {
     const View a = view(op.a), out = view(op.out);
-    const int64_t from = plan.values[op.a].rows, to = plan.values[op.out].rows;
-    const int32_t* map = plan.maps + op.first;
+    const int64_t from = plan.values[op.a].rows * a.ld, height = plan.values[op.out].rows;
     for (int64_t i = 0; i < samples; ++i) {
-      for (int64_t r = 0; r < to; ++r) {
-        for (int64_t j = 0; j < out.cols; ++j) {
-          const int64_t e = map[r * out.cols + j];
-          fn((i * to + r) * out.ld + j, e < 0 ? -1 : (i * from + e / a.cols) * a.ld + e % a.cols);
-        }
+      const int32_t* map = plan.maps + at.extra;
+      for (int64_t r = 0; r < height; ++r, map += out.cols) {
+        const int64_t to = (i * height + r) * out.ld;
+        for (int64_t j = 0; j < out.cols; ++j) fn(to + j, map[j] < 0 ? -1 : i * from + map[j]);
       }
     }
   }
-  void gather(const ProgramOp& op) const {
+  void gather(const ProgramOp& op, const OpPlan& at) const {
     const View a = view(op.a), out = view(op.out);
-    each_mapped(op, [&](int64_t to, int64_t from) { out.p[to] = from < 0 ? T(0) : a.p[from]; });
+    each_mapped(op, at, [&](int64_t to, int64_t from) { out.p[to] = from < 0 ? T(0) : a.p[from]; });
   }
   void gather_back(const ProgramOp& op, const OpPlan& at) const {
     const View a = view(op.a), out = view(op.out);
@@ -302,7 +300,7 @@ struct Matrix {
         columns(a.cols, [&](int64_t j, int64_t n) { store(a.d + r * a.ld + j, L::set(0), n); });
       }
     }
-    each_mapped(op, [&](int64_t to, int64_t from) {
+    each_mapped(op, at, [&](int64_t to, int64_t from) {
       if (from >= 0) a.d[from] = a.d[from] + out.d[to];
     });
   }
@@ -575,7 +573,7 @@ struct Matrix {
           attention(op, at);
           break;
         case op_gather:
-          gather(op);
+          gather(op, at);
           break;
         default:
           break;

@@ -89,7 +89,7 @@ void LaidOut::share_gradients(Plan& plan) {
   }
 }
 
-void LaidOut::place_matrix(Plan& plan) {
+void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
   const size_t count = values_.size();
   int64_t tallest = 1;
   for (const ProgramValue& v : values_) tallest = std::max<int64_t>(tallest, v.rows);
@@ -122,6 +122,14 @@ void LaidOut::place_matrix(Plan& plan) {
     } else if (op.kind == op_attention) {
       const int64_t t = at(values_, op.a).rows, d = at(values_, op.a).cols / op.heads;
       step.extra = take(block * op.heads * t * round16(t) + (d + t) * round16(t));
+    } else if (op.kind == op_gather) {
+      step.extra = static_cast<int64_t>(maps_.size());
+      const int64_t cols = at(values_, op.a).cols, ld = at(places_, op.a).ld;
+      const int64_t elements = int64_t{at(values_, op.out).rows} * at(values_, op.out).cols;
+      for (int64_t i = 0; i < elements; ++i) {
+        const int64_t e = at(maps, op.first + i);
+        maps_.push_back(e < 0 ? -1 : static_cast<int32_t>(e / cols * ld + e % cols));
+      }
     } else if (op.activation > act_sigmoid) {
       step.extra = take(size(op.out));
     }
@@ -174,10 +182,8 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
       if (ops_[i].activation == act_none) steps_[i].sloped = true;
     }
   }
-  if (!chains) {
-    plan.targets = take(size(plan.loss.prediction));
-    plan.sums = take(plan.dim * 16);
-  }
+  plan.targets = take(size(plan.loss.prediction));
+  if (!chains) plan.sums = take(plan.dim * 16);
 }
 
 LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
@@ -190,7 +196,7 @@ LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const s
   share_gradients(plan_);
   places_.assign(values_.size(), ValuePlan{0, -1, 0});
   if (layout == layout_matrix) {
-    place_matrix(plan_);
+    place_matrix(plan_, maps);
   } else {
     place_small(plan_, layout);
   }
@@ -198,7 +204,7 @@ LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const s
   plan_.ops = ops_.data();
   plan_.places = places_.data();
   plan_.steps = steps_.data();
-  plan_.maps = maps.data();
+  plan_.maps = maps_.data();
   plan_.value_count = static_cast<int32_t>(values_.size());
   plan_.op_count = static_cast<int32_t>(ops_.size());
   plan_.scratch = taken_ + 64;  // loads of whole registers may pass the end

@@ -29,7 +29,7 @@ struct Plan {
   const ProgramOp* ops;
   const ValuePlan* places;
   const OpPlan* steps;
-  const int32_t* maps;
+  const int32_t* maps;  // of gathers, in offsets from a sample's first row; OpPlan::extra says where
   int32_t value_count, op_count;
   ProgramLoss loss;
   int64_t dim, total;  // trainable and all parameters
@@ -37,9 +37,10 @@ struct Plan {
   int64_t cleared;     // floats at the beginning of scratch that a backward pass starts from zero
   int64_t scratch;     // floats in all
   // of the small layouts only
-  int64_t targets, sums;  // offsets of the gathered targets, of the weight gradients lane by lane
-  int32_t loss_slope;     // the operation whose slope the loss's gradient is multiplied by, or -1
-  int32_t loss_input;     // the input value that can serve as target, or -1
+  int64_t targets,
+      sums;  // offsets of the gathered targets (or a gradient nobody reads), of the weight gradients lane by lane
+  int32_t loss_slope;  // the operation whose slope the loss's gradient is multiplied by, or -1
+  int32_t loss_input;  // the input value that can serve as target, or -1
 };
 
 // The data set, row by row, and the samples of one batch.

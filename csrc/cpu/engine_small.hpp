@@ -97,14 +97,18 @@ struct Small {
       if (r < height) product_rows<R / 2>(m, height, inner, r, x, start, end);
     }
   }
-  // Weight gradients: element (row, inner) += sum over columns of d (row, column) x (inner, column).
+  // Weight gradients: element (row, inner) += sum over columns of d (row, column) x (inner, column). Even and odd
+  // columns add up apart, for twice as many independent sums.
   template <int R, int C, class X>
   DIF_INLINE void outer_tile(Weights m, int64_t r, int64_t k, const T* d, X x) const {
-    F sum[R][C];
+    F even[R][C], odd[R][C];
     for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) sum[i][j] = L::load(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b));
+      for (int j = 0; j < C; ++j) {
+        even[i][j] = L::load(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b));
+        odd[i][j] = L::set(0);
+      }
     }
-    for (int64_t c = 0; c < columns; ++c) {
+    const auto column = [&](int64_t c, F(&sum)[R][C]) {
       F right[C];
 #pragma GCC unroll 8
       for (int j = 0; j < C; ++j) right[j] = x(k + j, c);
@@ -114,9 +118,17 @@ struct Small {
 #pragma GCC unroll 8
         for (int j = 0; j < C; ++j) sum[i][j] = L::fma(left, right[j], sum[i][j]);
       }
+    };
+    int64_t c = 0;
+    for (; c + 2 <= columns; c += 2) {
+      column(c, even);
+      column(c + 1, odd);
     }
+    if (c < columns) column(c, even);
     for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) L::store(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b), sum[i][j]);
+      for (int j = 0; j < C; ++j) {
+        L::store(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b), L::add(even[i][j], odd[i][j]));
+      }
     }
   }
   template <int R, int C, class X>
@@ -126,9 +138,11 @@ struct Small {
       if (k < inner) outer_columns<R, C / 2>(m, inner, r, k, d, x);
     }
   }
+  // Columns of an outer tile: two sums each of R x C must stay in registers.
+  static constexpr int outer(int R) { return tile * tile / 2 / R > 0 ? tile * tile / 2 / R : 1; }
   template <int R, class X>
   DIF_INLINE void outer_rows(Weights m, int64_t height, int64_t inner, int64_t r, const T* d, X x) const {
-    for (; r + R <= height; r += R) outer_columns<R, tile>(m, inner, r, 0, d, x);
+    for (; r + R <= height; r += R) outer_columns<R, outer(R)>(m, inner, r, 0, d, x);
     if constexpr (R > 1) {
       if (r < height) outer_rows<R / 2>(m, height, inner, r, d, x);
     }
@@ -188,8 +202,8 @@ struct Small {
   }
   // d where y > 0 if the kind is relu
   template <int kind>
-  static DIF_INLINE F masked(F d, const T* y) {
-    if constexpr (kind == act_relu) return L::select(L::greater(L::load(y), L::set(0)), d, L::set(0));
+  static DIF_INLINE F masked(F d, F y) {
+    if constexpr (kind == act_relu) return L::select(L::greater(y, L::set(0)), d, L::set(0));
     return d;
   }
 
@@ -227,9 +241,14 @@ struct Small {
   }
   void row_sums(const T* d, int64_t height, int64_t offset) const {
     for (int64_t r = 0; r < height; ++r) {
-      F sum = L::load(g + lanes * (offset + r));
-      for (int64_t c = 0; c < columns; ++c) sum = L::add(sum, L::load(d + at(r, c)));
-      L::store(g + lanes * (offset + r), sum);
+      F even = L::load(g + lanes * (offset + r)), odd = L::set(0);
+      int64_t c = 0;
+      for (; c + 2 <= columns; c += 2) {
+        even = L::add(even, L::load(d + at(r, c)));
+        odd = L::add(odd, L::load(d + at(r, c + 1)));
+      }
+      if (c < columns) even = L::add(even, L::load(d + at(r, c)));
+      L::store(g + lanes * (offset + r), L::add(even, odd));
     }
   }
   DIF_INLINE bool reads_input(const ProgramOp& op) const { return chains && plan.places[op.a].ld == 0; }
@@ -259,7 +278,7 @@ struct Small {
           [&](int64_t r, int64_t c, F v) {
             T* d = a.d + at(r, c);
             if (place.add_a) v = L::add(v, L::load(d));
-            L::store(d, masked<decltype(kind)::value>(v, a.p + at(r, c)));
+            L::store(d, masked<decltype(kind)::value>(v, L::load(a.p + at(r, c))));
           });
     });
   }
@@ -309,10 +328,12 @@ struct Small {
   // Element i of the chosen rows, for the sixteen samples of register c; past the last sample, that sample
   // again.
   template <class Row>
-  DIF_INLINE void columns_of(int64_t c, int64_t count, Row row, T* to) const {
+  DIF_INLINE void columns_of(int64_t c, int64_t count, Row row_at, T* to) const {
+    const T* row[16];
+    for (int i = 0; i < 16; ++i) row[i] = row_at(i);
     for (int64_t f = 0; f < count; f += 4) {
       F four[4];
-      L::columns4([&](int i) { return row(i) + f; }, four);
+      L::columns4([&](int i) { return row[i] + f; }, four);
       for (int64_t k = 0; k < 4 && f + k < count; ++k) L::store(to + at(f + k, c), four[k]);
     }
   }
@@ -355,23 +376,38 @@ struct Small {
         }
       }
     }
-    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
     for_relu(activation_of(plan.loss_slope), [&](auto kind) {
-      for (int64_t c = 0; c < columns; ++c) {
-        const auto alive = L::first(chains ? 16 : live(c));
-        const T* y = chains ? row_of(batch.y, batch.y_size, c) : nullptr;
-        F sum = L::set(0);
-        for (int64_t r = 0; r < p.cols; ++r) {
-          const F target = chains ? L::set(y[r]) : L::load(targets + at(r, c));
-          F e = L::sub(L::load(p.p + at(r, c)), target);
-          if (!chains && c + 1 == columns) e = L::select(alive, e, L::set(0));
-          const F u = plan.loss.importance >= 0 ? L::mul(e, weight(plan.loss.importance + r)) : e;
-          sum = L::fma(u, e, sum);
-          if (p.d) L::store(p.d + at(r, c), masked<decltype(kind)::value>(L::mul(slope, u), p.p + at(r, c)));
-        }
-        record(sum, c, losses);
+      if (plan.loss.importance >= 0) {
+        squared_columns<decltype(kind)::value, true>(p, targets, losses);
+      } else {
+        squared_columns<decltype(kind)::value, false>(p, targets, losses);
       }
     });
+  }
+  template <int kind, bool weighted>
+  DIF_INLINE void squared_columns(const View& p, const T* targets, double* losses) const {
+    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+    const int64_t step = stride * lanes;  // from row to row
+    T* const gradient = p.d ? p.d : s + plan.targets;
+    for (int64_t c = 0; c < columns; ++c) {
+      const auto alive = L::first(chains ? 16 : live(c));
+      const T* y = chains ? row_of(batch.y, batch.y_size, c) : targets + at(0, c);
+      const T* v_at = p.p + at(0, c);
+      T* d_at = gradient + at(0, c);
+      F sum = L::set(0);
+      for (int64_t r = 0; r < p.cols; ++r) {
+        const F v = L::load(v_at);
+        F e = L::sub(v, chains ? L::set(*y) : L::load(y));
+        if constexpr (!chains) e = L::select(alive, e, L::set(0));
+        const F u = weighted ? L::mul(e, weight(plan.loss.importance + r)) : e;
+        sum = L::fma(u, e, sum);
+        L::store(d_at, masked<kind>(L::mul(slope, u), v));
+        v_at += step;
+        d_at += step;
+        y += chains ? 1 : step;
+      }
+      record(sum, c, losses);
+    }
   }
   void cross_entropy(double* losses) const {
     const View p = view(plan.loss.prediction);
@@ -402,7 +438,7 @@ struct Small {
         for (int64_t r = 0; r < p.cols; ++r) {
           const F e = L::mul(exp<L>(L::sub(L::load(p.p + at(r, c)), peak)), scaled);
           const F d = L::sub(e, L::select(is(y, r), unit, zero));
-          L::store(p.d + at(r, c), masked<decltype(kind)::value>(d, p.p + at(r, c)));
+          L::store(p.d + at(r, c), masked<decltype(kind)::value>(d, L::load(p.p + at(r, c))));
         }
       }
     });

@@ -87,7 +87,7 @@ class Program:
         """Trainable coordinates, in the order of ``named_parameters()``, each flattened row by row."""
         return self.description.dim
 
-    def data(self, dtype: torch.dtype) -> tuple[tuple[int, ...], list[Tensor]]:
+    def data(self, dtype: torch.dtype) -> tuple[Any, list[Tensor]]:
         """Addresses and row lengths as the native side takes them, and the tensors that must stay alive."""
         d = self.description
         none = torch.empty(0, 0)
@@ -114,9 +114,7 @@ class Program:
         return self._pass(w, index, True)
 
     def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
-        chosen = (
-            torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
-        )
+        chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
         data, alive = self.data(w.dtype)
         whole = torch.cat([w.detach().reshape(-1), self.description.frozen.to(w.dtype)])
         losses = torch.zeros(len(chosen), dtype=torch.float64)
@@ -162,9 +160,7 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
         raise Unsupported(f"the inputs are {x.dtype}, the engine runs float32")
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size > LARGEST:
-        raise Unsupported(
-            f"the model has {size} parameters, above {LARGEST} torch's own products are as fast"
-        )
+        raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
     description = describe(model, loss_fn, x, y)
     program = Program(description, description.native(), x.shape[0], x, y)
     _check_integers(program)
@@ -187,9 +183,7 @@ def _check_integers(program: Program) -> None:
             raise Unsupported(f"the classes lie outside 0 ... {size - 1}")
         counts = live.sum(1)
         if counts.min() != counts.max():
-            raise Unsupported(
-                "ignored targets differ in number between samples, so the loss is no mean over samples"
-            )
+            raise Unsupported("ignored targets differ in number between samples, so the loss is no mean over samples")
 
 
 def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> None:
@@ -217,9 +211,7 @@ def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, 
         raise Unsupported(f"the native loss is {got:.6g} where autograd has {want:.6g}")
     error, norm = float((g - expected).norm()), float(expected.norm())
     if not error <= 1e-3 * norm + 1e-6:
-        raise Unsupported(
-            f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}"
-        )
+        raise Unsupported(f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}")
 
 
 class NativeRun:
@@ -262,17 +254,13 @@ class NativeRun:
     ) -> None:
         """Chains start at ``center`` (dim) or (chains, dim), or at the ``w`` of an earlier run."""
         self.program = program
-        self.lr, self.localization, self.nbeta = (
-            np.array(v, dtype=np.float64) for v in (lr, localization, nbeta)
-        )
+        self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
         self.chains, self.draws, self.burn_in, self.thin = len(self.lr), draws, burn_in, thin
         self.seed, self.first_chain, self.threads = seed, first_chain, threads
         self.mode, self.batch_size = MODES.index(batches), program.n if batches == "full" else batch_size
         self.center = center.detach().to(torch.float32).contiguous()
         self.mask = None if mask is None else mask.detach().reshape(-1).to(torch.uint8).contiguous()
-        self.start = (
-            None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
-        )
+        self.start = None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
         start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
         self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
         self._check()
@@ -284,9 +272,7 @@ class NativeRun:
     def _check(self) -> None:
         dim = self.program.dim
         if self.center.shape not in ((dim,), (self.chains, dim)):
-            raise ValueError(
-                f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}"
-            )
+            raise ValueError(f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}")
         if self.w.shape != (self.chains, dim):
             raise ValueError(f"w: expected ({self.chains}, {dim}), got {tuple(self.w.shape)}")
         if self.mask is not None and self.mask.numel() != dim:
