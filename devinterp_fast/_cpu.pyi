@@ -17,6 +17,7 @@ __all__: list[str] = [
     "compiler",
     "isa",
     "isa_available",
+    "multiply_adds",
     "normals_f32",
     "sgld_step_f32",
     "use_isa",
@@ -228,6 +229,9 @@ def isa() -> str:
 
 def isa_available() -> list[str]:
     """Instruction sets that this build has and this processor runs, narrowest first."""
+
+def multiply_adds(rounds: typing.SupportsInt | typing.SupportsIndex) -> float:
+    """Independent fused multiply-adds and nothing else; returns how many flops they are."""
 
 def normals_f32(
     out: typing.SupportsInt | typing.SupportsIndex,
