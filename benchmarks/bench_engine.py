@@ -3,8 +3,8 @@
     python benchmarks/bench_engine.py [W1 W2 W3 W4 W4b] [--chains 4 32] [--rounds 7]
 
 One thread. Loss and gradient are asserted equal to float64 autograd before any clock starts; contestants take turns,
-and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time. The sampling
-call is whole: batches, gradient, update, trace every tenth step. Peers (devinterp, jax) are raced where installed.
+and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time. The
+sampling call is whole: batches, gradient, update, trace every tenth step. Peers (devinterp, jax) are raced where installed.
 """
 
 from __future__ import annotations
@@ -177,6 +177,17 @@ def measure(name: str, w: Workload, chains: int, batches: str, rounds: int) -> d
     return row
 
 
+def scaling(name: str, w: Workload, rounds: int) -> dict[str, float]:
+    """Wall time of 32 chains on one thread over two: a finding on a quiet machine only."""
+    program = capture(w.model, w.loss, w.x, w.y)
+    start = assert_equal(w, program)
+    runs = {str(k): (lambda k=k: sampler(program, start, w, 32, "independent", k).finish()) for k in (1, 2)}
+    seconds = harness.race(runs, rounds)
+    ratio = harness.ratios(seconds, "2")["1"]
+    print(f"{name:4} 2 threads over 1, 32 chains: {ratio:.2f}x", flush=True)
+    return {"speedup": ratio}
+
+
 def peers() -> None:
     for peer in ("devinterp", "jax"):
         if importlib.util.find_spec(peer) is None:
@@ -197,6 +208,8 @@ def main() -> None:
         for batches in ("independent", "shared", "full") if name == "W1" else ("independent",):
             for chains in options.chains:
                 rows[f"{name} {batches} {chains}"] = measure(name, w, chains, batches, options.rounds)
+        if name in ("W1", "W3"):
+            rows[f"{name} threads"] = scaling(name, w, options.rounds)
     peers()
     harness.record("engine", rows)
 

@@ -7,10 +7,11 @@
 namespace dif {
 namespace {
 
-constexpr int64_t matrix_rows = 256;    // rows of the tallest value in one block of samples
-constexpr int64_t small_samples = 256;  // samples of a block with samples in the lanes
-constexpr int64_t small_columns = 32;   // samples of a block with chains in the lanes
-constexpr int64_t small_width = 32;     // widest value of a small layout
+constexpr int64_t matrix_floats = 180000;  // values and gradients of a block: the second cache holds them
+constexpr int64_t matrix_samples = 256;    // samples of a block of the matrix layout, at most
+constexpr int64_t small_samples = 256;     // samples of a block with samples in the lanes
+constexpr int64_t small_columns = 32;      // samples of a block with chains in the lanes
+constexpr int64_t small_width = 32;        // widest value of a small layout
 constexpr int64_t small_parameters = 4096;
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
@@ -91,9 +92,12 @@ void LaidOut::share_gradients(Plan& plan) {
 
 void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
   const size_t count = values_.size();
-  int64_t tallest = 1;
-  for (const ProgramValue& v : values_) tallest = std::max<int64_t>(tallest, v.rows);
-  const int64_t block = plan.block = std::max<int64_t>(1, matrix_rows / tallest);
+  int64_t sample = 0;  // floats of one sample's values and gradients
+  for (size_t v = 0; v < count; ++v) {
+    if (values_[v].base >= 0) continue;
+    sample += (needs_[v] ? 2 : 1) * values_[v].rows * round16(values_[v].cols);
+  }
+  const int64_t block = plan.block = std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
   const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
   for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);
   // Gradients that begin at zero, because slices write them piece by piece, lie together at the front.

@@ -1,0 +1,6 @@
+"""From an ``nn.Module`` to the Program that the native engine runs."""
+
+from devinterp_fast._program.capture import describe
+from devinterp_fast._program.description import Description, Loss, Op, Source, Unsupported, Value
+
+__all__ = ["Description", "Loss", "Op", "Source", "Unsupported", "Value", "describe"]
