@@ -3,9 +3,9 @@
     python benchmarks/bench_engine.py [W1 W2 W3 W4 W4b] [--chains 4 32] [--rounds 7]
 
 One thread. Loss and gradient are asserted equal to float64 autograd before any clock starts; contestants take turns,
-and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time. The
-sampling call is whole: batches, gradient, update, trace every tenth step. Peers (devinterp, jax) are raced where installed.
-"""
+and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time.
+The sampling call is whole: batches, gradient, update, trace every tenth step. Peers (devinterp, jax) are raced where
+installed.
 
 from __future__ import annotations
 

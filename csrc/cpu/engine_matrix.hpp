@@ -5,145 +5,36 @@
 // gradients add up over blocks in order. One function per operation and direction; a further derivative is a
 // further column.
 #pragma once
-#include "core/math.hpp"
-#include "cpu/engine_plan.hpp"
-#include "cpu/gemm.hpp"
+#include "cpu/engine_attention.hpp"
 
 namespace dif {
 
 template <class L>
-struct Matrix {
-  using T = typename L::T;
-  using F = typename L::F;
-  using G = Gemm<L>;
-
-  const Plan& plan;
-  const T* w;
-  T* g;  // null: losses only
-  T* s;  // scratch
-  const Batch<T>& batch;
-  int64_t first, samples;  // of this block
-
-  // ---- small tools
-  static DIF_INLINE F load(const T* p, int64_t n) {
-    return n >= 16 ? L::load(p) : L::load_first(p, static_cast<int>(n));
-  }
-  static DIF_INLINE void store(T* p, F v, int64_t n) {
-    if (n >= 16) {
-      L::store(p, v);
-    } else {
-      L::store_first(p, v, static_cast<int>(n));
-    }
-  }
-  // fn(column, columns left) for each register of a row.
-  template <class Fn>
-  static DIF_INLINE void columns(int64_t n, Fn fn) {
-    int64_t j = 0;
-    for (; j + 16 <= n; j += 16) fn(j, int64_t{16});
-    if (j < n) fn(j, n - j);
-  }
-  static DIF_INLINE F joined(F v, const T* old, int64_t n, bool join) { return join ? L::add(v, load(old, n)) : v; }
-
-  struct View {
-    T* p;
-    T* d;  // gradient, or null
-    int64_t ld, cols;
-  };
-  DIF_INLINE View view(int32_t v) const {
-    const ValuePlan& at = plan.places[v];
-    return {s + at.at, g && at.grad >= 0 ? s + at.grad : nullptr, at.ld, plan.values[v].cols};
-  }
-  DIF_INLINE int64_t rows(int32_t v) const { return samples * plan.values[v].rows; }
-  DIF_INLINE bool trains(int64_t offset) const { return offset >= 0 && offset < plan.dim; }
-  DIF_INLINE int32_t sample(int64_t i) const { return batch.index[first + i]; }
-
-  // ---- activation functions, on y in place; slopes that y does not give go to `slope`
-  static DIF_INLINE bool slope_from_output(int kind) { return kind <= act_sigmoid; }
-  template <int kind>
-  static DIF_INLINE F act(F x, F& slope) {
-    const F one = L::set(1);
-    if constexpr (kind == act_relu) return L::max(L::set(0), x);
-    if constexpr (kind == act_tanh) return tanh<L>(x);
-    if constexpr (kind == act_sigmoid) return sigmoid<L>(x);
-    if constexpr (kind == act_gelu) {
-      F distribution, density;
-      normal_distribution<L>(x, distribution, density);
-      slope = L::fma(x, density, distribution);
-      return L::mul(x, distribution);
-    }
-    if constexpr (kind == act_gelu_tanh) {
-      const F c = L::set(static_cast<T>(0.79788456080286535588)), k = L::set(static_cast<T>(0.044715)),
-              half = L::set(T(0.5));
-      const F xx = L::mul(x, x);
-      const F t = tanh<L>(L::mul(L::mul(c, x), L::fma(k, xx, one)));
-      const F inner = L::mul(c, L::fma(L::mul(L::set(3), k), xx, one));
-      const F h = L::fma(half, t, half);
-      slope = L::fma(L::mul(L::mul(half, x), L::fma(L::negate(t), t, one)), inner, h);
-      return L::mul(x, h);
-    }
-    if constexpr (kind == act_silu) {
-      const F q = sigmoid<L>(x);
-      slope = L::mul(q, L::fma(x, L::sub(one, q), one));
-      return L::mul(x, q);
-    }
-    return x;
-  }
-  template <int kind>
-  static void act_rows(T* y, T* slope, int64_t rows, int64_t ld, int64_t cols) {
-    for (int64_t r = 0; r < rows; ++r) {
-      columns(cols, [&](int64_t j, int64_t n) {
-        F d = L::set(0);
-        const F v = act<kind>(load(y + r * ld + j, n), d);
-        store(y + r * ld + j, v, n);
-        if constexpr (kind > act_sigmoid) store(slope + r * ld + j, d, n);
-      });
-    }
-  }
-  static void act_forward(int kind, T* y, T* slope, int64_t rows, int64_t ld, int64_t cols) {
-    switch (kind) {
-      case act_relu:
-        return act_rows<act_relu>(y, slope, rows, ld, cols);
-      case act_tanh:
-        return act_rows<act_tanh>(y, slope, rows, ld, cols);
-      case act_sigmoid:
-        return act_rows<act_sigmoid>(y, slope, rows, ld, cols);
-      case act_gelu:
-        return act_rows<act_gelu>(y, slope, rows, ld, cols);
-      case act_gelu_tanh:
-        return act_rows<act_gelu_tanh>(y, slope, rows, ld, cols);
-      case act_silu:
-        return act_rows<act_silu>(y, slope, rows, ld, cols);
-      default:
-        return;
-    }
-  }
-  // d <- d act'(x), and the column sums of d onto `sums` if not null.
-  static void act_backward(int kind, T* d, const T* y, const T* slope, int64_t rows, int64_t ld, int64_t cols,
-                           T* sums) {
-    if (kind == act_none && !sums) return;
-    columns(cols, [&](int64_t j, int64_t n) {
-      F sum = L::set(0);
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t at = r * ld + j;
-        F v = load(d + at, n);
-        if (kind != act_none) {
-          const F one = L::set(1), o = load(y + at, n);
-          if (kind == act_relu) {
-            v = L::select(L::greater(o, L::set(0)), v, L::set(0));
-          } else if (kind == act_tanh) {
-            v = L::mul(v, L::fma(L::negate(o), o, one));
-          } else if (kind == act_sigmoid) {
-            v = L::mul(v, L::mul(o, L::sub(one, o)));
-          } else {
-            v = L::mul(v, load(slope + at, n));
-          }
-          store(d + at, v, n);
-        }
-        sum = L::add(sum, v);
-      }
-      if (sums) store(sums + j, L::add(load(sums + j, n), sum), n);
-    });
-  }
+struct Matrix : Attention<L> {
+  using Base = Attention<L>;
+  using Base::act_backward;
+  using Base::act_forward;
+  using Base::attention;
+  using Base::attention_back;
+  using Base::batch;
+  using Base::columns;
+  using Base::first;
+  using Base::g;
+  using Base::joined;
+  using Base::load;
+  using Base::plan;
+  using Base::rows;
+  using Base::s;
+  using Base::sample;
+  using Base::samples;
+  using Base::store;
+  using Base::trains;
+  using Base::view;
+  using Base::w;
+  using typename Base::F;
+  using typename Base::G;
+  using typename Base::T;
+  using typename Base::View;
 
   // ---- linear
   void linear(const ProgramOp& op, const OpPlan& at) const {
@@ -371,107 +262,6 @@ struct Matrix {
     }
   }
 
-  // ---- attention; extra holds the probabilities (samples, heads, T, ld), then three blocks of working
-  // memory
-  struct Heads {
-    int64_t t, d, ld, blocks;
-    T *turned, *back;
-  };
-  DIF_INLINE Heads heads(const ProgramOp& op, const OpPlan& at) const {
-    const int64_t t = plan.values[op.a].rows, d = plan.values[op.a].cols / op.heads, ld = (t + 15) / 16 * 16;
-    T* work = s + at.extra + plan.block * op.heads * t * ld;
-    return {t, d, ld, op.causal ? 16 : t, work, work + d * ld};
-  }
-  // Row blocks of a causal square reach `wide` columns: fn(row, rows, wide).
-  template <class Fn>
-  static DIF_INLINE void row_blocks(const Heads& h, Fn fn) {
-    for (int64_t r = 0; r < h.t; r += h.blocks) {
-      const int64_t count = h.t - r < h.blocks ? h.t - r : h.blocks;
-      fn(r, count, r + count);
-    }
-  }
-  void attention(const ProgramOp& op, const OpPlan& at) const {
-    const Heads h = heads(op, at);
-    const View q = view(op.a), k = view(op.b), v = view(op.c), out = view(op.out);
-    const T factor = static_cast<T>(op.factor);
-    for (int64_t i = 0; i < samples; ++i) {
-      for (int64_t n = 0; n < op.heads; ++n) {
-        const int64_t row = i * h.t, column = n * h.d;
-        T* p = s + at.extra + (i * op.heads + n) * h.t * h.ld;
-        transpose<L>(h.t, h.d, k.p + row * k.ld + column, k.ld, h.turned, h.ld);
-        row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
-          G::run(count, wide, h.d, {q.p + (row + r) * q.ld + column, q.ld, 1}, h.turned, h.ld, p + r * h.ld, h.ld,
-                 nullptr, false);
-          for (int64_t e = r; e < r + count; ++e) softmax_row(p + e * h.ld, op.causal ? e + 1 : h.t, wide, factor);
-          G::run(count, h.d, wide, {p + r * h.ld, h.ld, 1}, v.p + row * v.ld + column, v.ld,
-                 out.p + (row + r) * out.ld + column, out.ld, nullptr, false);
-        });
-      }
-    }
-  }
-  // p[0 .. live) <- softmax(factor p), p[live .. wide) <- 0
-  static DIF_INLINE void softmax_row(T* p, int64_t live, int64_t wide, T factor) {
-    const F k = L::set(factor), low = L::set(static_cast<T>(-3e38));
-    F top = low;
-    columns(live, [&](int64_t j, int64_t n) {
-      const F v = L::mul(k, load(p + j, n));
-      top = L::max(L::select(L::first(static_cast<int>(n)), v, low), top);
-    });
-    const F peak = L::set(L::largest(top));
-    F sum = L::set(0);
-    columns(live, [&](int64_t j, int64_t n) {
-      const F e = L::select(L::first(static_cast<int>(n)), exp<L>(L::sub(L::mul(k, load(p + j, n)), peak)), L::set(0));
-      sum = L::add(sum, e);
-      store(p + j, e, n);
-    });
-    const F inverse = L::set(T(1) / L::total(sum));
-    columns(live, [&](int64_t j, int64_t n) { store(p + j, L::mul(load(p + j, n), inverse), n); });
-    for (int64_t j = live; j < wide; ++j) p[j] = 0;
-  }
-  // d_s = p (d_p - sum(p d_p)) factor, on d_p in place
-  static DIF_INLINE void softmax_row_back(const T* p, T* d, int64_t wide, T factor) {
-    F sum = L::set(0);
-    columns(wide, [&](int64_t j, int64_t n) { sum = L::fma(load(p + j, n), load(d + j, n), sum); });
-    const F mean = L::set(L::total(sum)), k = L::set(factor);
-    columns(wide, [&](int64_t j, int64_t n) {
-      store(d + j, L::mul(L::mul(load(p + j, n), k), L::sub(load(d + j, n), mean)), n);
-    });
-  }
-  void attention_back(const ProgramOp& op, const OpPlan& at) const {
-    const Heads h = heads(op, at);
-    const View q = view(op.a), k = view(op.b), v = view(op.c), out = view(op.out);
-    const T factor = static_cast<T>(op.factor);
-    for (int64_t i = 0; i < samples; ++i) {
-      for (int64_t n = 0; n < op.heads; ++n) {
-        const int64_t row = i * h.t, column = n * h.d;
-        const T* p = s + at.extra + (i * op.heads + n) * h.t * h.ld;
-        const T* d_out = out.d + row * out.ld + column;
-        transpose<L>(h.t, h.d, v.p + row * v.ld + column, v.ld, h.turned, h.ld);
-        row_blocks(h, [&](int64_t r, int64_t count, int64_t wide) {
-          T* d_p = h.back + r * h.ld;
-          G::run(count, wide, h.d, {d_out + r * out.ld, out.ld, 1}, h.turned, h.ld, d_p, h.ld, nullptr, false);
-          for (int64_t e = 0; e < count; ++e) softmax_row_back(p + (r + e) * h.ld, d_p + e * h.ld, wide, factor);
-          if (q.d) {
-            G::run(count, h.d, wide, {d_p, h.ld, 1}, k.p + row * k.ld + column, k.ld, q.d + (row + r) * q.ld + column,
-                   q.ld, nullptr, at.add_a);
-          }
-        });
-        // Columns c .. c + count of a causal square begin at row c.
-        row_blocks(h, [&](int64_t c, int64_t count, int64_t) {
-          const int64_t from = op.causal ? c : 0, deep = h.t - from;
-          if (k.d) {
-            G::run(count, h.d, deep, {h.back + from * h.ld + c, 1, h.ld}, q.p + (row + from) * q.ld + column, q.ld,
-                   k.d + (row + c) * k.ld + column, k.ld, nullptr, at.add_b);
-          }
-          if (v.d) {
-            G::run(count, h.d, deep, {p + from * h.ld + c, 1, h.ld}, d_out + from * out.ld, out.ld,
-                   v.d + (row + c) * v.ld + column, v.ld, nullptr, at.add_c);
-          }
-        });
-      }
-    }
-  }
-
   // ---- losses: one number for each sample, and the gradient of their mean over the batch
   void squared(double* losses) const {
     const View p = view(plan.loss.prediction);
@@ -639,7 +429,7 @@ struct Matrix {
     }
     for (int64_t first = 0; first < batch.count; first += plan.block) {
       const int64_t samples = batch.count - first < plan.block ? batch.count - first : plan.block;
-      const Matrix pass{plan, w, g, s, batch, first, samples};
+      const Matrix pass{{{plan, w, g, s, batch, first, samples}}};
       pass.forward();
       if (plan.loss.kind == loss_squared) {
         pass.squared(losses);

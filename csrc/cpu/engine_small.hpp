@@ -9,144 +9,38 @@
 // by one. Weight gradients add up in one register each; with samples in the lanes they are summed over the
 // lanes at the end of the batch. All products are one tile kernel with different operands.
 #pragma once
-#include "core/math.hpp"
-#include "cpu/engine_matrix.hpp"
-#include "cpu/engine_plan.hpp"
+#include "cpu/engine_pass.hpp"
+#include "cpu/engine_tiles.hpp"
 
 namespace dif {
 
 template <class L, bool chains>
-struct Small {
-  using T = typename L::T;
-  using F = typename L::F;
-  using M = Matrix<L>;
-  static constexpr int tile = L::tile;             // rows of a tile; tile^2 sums stay in registers
-  static constexpr int64_t per = chains ? 1 : 16;  // samples in a register
-  static constexpr int64_t lanes = 16;
-
-  const Plan& plan;
-  const T* w;  // (total), or (total, 16)
-  T* g;        // (total, 16), or null: losses only
-  T* s;        // scratch
-  const Batch<T>& batch;
-  int64_t first, samples, columns, stride;
-  const T** rows;  // (columns) inputs of each sample, with chains in the lanes
-  double* sums;    // (16) losses summed in each lane
-
-  struct View {
-    T* p;
-    T* d;
-    int64_t cols;
-  };
-  DIF_INLINE View view(int32_t v) const {
-    const ValuePlan& at = plan.places[v];
-    return {s + at.at, g && at.grad >= 0 ? s + at.grad : nullptr, plan.values[v].cols};
-  }
-  DIF_INLINE bool trains(int64_t offset) const { return offset >= 0 && offset < plan.dim; }
-  DIF_INLINE int64_t at(int64_t row, int64_t column) const { return (row * stride + column) * lanes; }
-  DIF_INLINE F weight(int64_t i) const {
-    if constexpr (chains) return L::load(w + lanes * i);
-    return L::set(w[i]);
-  }
-  // The weights of one product: element (row, inner) at base + row * a + inner * b.
-  struct Weights {
-    int64_t base, a, b;
-  };
-  static DIF_INLINE Weights forward_weights(const ProgramOp& op, int64_t in, int64_t out) {
-    return op.transposed ? Weights{op.weight, 1, out} : Weights{op.weight, in, 1};
-  }
-  static DIF_INLINE Weights backward_weights(const ProgramOp& op, int64_t in, int64_t out) {
-    return op.transposed ? Weights{op.weight, out, 1} : Weights{op.weight, 1, in};
-  }
-
-  // ---- tiles. Fn(row, column, sum) ends a tile's element; X(inner, column) reads the right operand.
-  template <int R, int C, class X, class Start, class End>
-  DIF_INLINE void product_tile(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
-    F sum[R][C];
-    for (int i = 0; i < R; ++i) {
-      const F from = start(r + i);
-      for (int j = 0; j < C; ++j) sum[i][j] = from;
-    }
-    for (int64_t k = 0; k < inner; ++k) {
-      F right[C];
-#pragma GCC unroll 8
-      for (int j = 0; j < C; ++j) right[j] = x(k, c + j);
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        const F left = weight(m.base + (r + i) * m.a + k * m.b);
-#pragma GCC unroll 8
-        for (int j = 0; j < C; ++j) sum[i][j] = L::fma(left, right[j], sum[i][j]);
-      }
-    }
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) end(r + i, c + j, sum[i][j]);
-    }
-  }
-  template <int R, int C, class X, class Start, class End>
-  DIF_INLINE void product_columns(Weights m, int64_t inner, int64_t r, int64_t c, X x, Start start, End end) const {
-    for (; c + C <= columns; c += C) product_tile<R, C>(m, inner, r, c, x, start, end);
-    if constexpr (C > 1) {
-      if (c < columns) product_columns<R, C / 2>(m, inner, r, c, x, start, end);
-    }
-  }
-  template <int R, class X, class Start, class End>
-  DIF_INLINE void product_rows(Weights m, int64_t height, int64_t inner, int64_t r, X x, Start start, End end) const {
-    constexpr int C = tile * tile / R > 8 ? 8 : tile * tile / R;
-    for (; r + R <= height; r += R) product_columns<R, C>(m, inner, r, 0, x, start, end);
-    if constexpr (R > 1) {
-      if (r < height) product_rows<R / 2>(m, height, inner, r, x, start, end);
-    }
-  }
-  // Weight gradients: element (row, inner) += sum over columns of d (row, column) x (inner, column). Even and odd
-  // columns add up apart, for twice as many independent sums.
-  template <int R, int C, class X>
-  DIF_INLINE void outer_tile(Weights m, int64_t r, int64_t k, const T* d, X x) const {
-    F even[R][C], odd[R][C];
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) {
-        even[i][j] = L::load(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b));
-        odd[i][j] = L::set(0);
-      }
-    }
-    const auto column = [&](int64_t c, F(&sum)[R][C]) {
-      F right[C];
-#pragma GCC unroll 8
-      for (int j = 0; j < C; ++j) right[j] = x(k + j, c);
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) {
-        const F left = L::load(d + at(r + i, c));
-#pragma GCC unroll 8
-        for (int j = 0; j < C; ++j) sum[i][j] = L::fma(left, right[j], sum[i][j]);
-      }
-    };
-    int64_t c = 0;
-    for (; c + 2 <= columns; c += 2) {
-      column(c, even);
-      column(c + 1, odd);
-    }
-    if (c < columns) column(c, even);
-    for (int i = 0; i < R; ++i) {
-      for (int j = 0; j < C; ++j) {
-        L::store(g + lanes * (m.base + (r + i) * m.a + (k + j) * m.b), L::add(even[i][j], odd[i][j]));
-      }
-    }
-  }
-  template <int R, int C, class X>
-  DIF_INLINE void outer_columns(Weights m, int64_t inner, int64_t r, int64_t k, const T* d, X x) const {
-    for (; k + C <= inner; k += C) outer_tile<R, C>(m, r, k, d, x);
-    if constexpr (C > 1) {
-      if (k < inner) outer_columns<R, C / 2>(m, inner, r, k, d, x);
-    }
-  }
-  // Columns of an outer tile: two sums each of R x C must stay in registers.
-  static constexpr int outer(int R) { return tile * tile / 2 / R > 0 ? tile * tile / 2 / R : 1; }
-  template <int R, class X>
-  DIF_INLINE void outer_rows(Weights m, int64_t height, int64_t inner, int64_t r, const T* d, X x) const {
-    for (; r + R <= height; r += R) outer_columns<R, outer(R)>(m, inner, r, 0, d, x);
-    if constexpr (R > 1) {
-      if (r < height) outer_rows<R / 2>(m, height, inner, r, d, x);
-    }
-  }
+struct Small : Tiles<L, chains> {
+  using Base = Tiles<L, chains>;
+  using M = MatrixPass<L>;
+  using Base::at;
+  using Base::backward_weights;
+  using Base::batch;
+  using Base::columns;
+  using Base::first;
+  using Base::forward_weights;
+  using Base::g;
+  using Base::lanes;
+  using Base::per;
+  using Base::plan;
+  using Base::rows;
+  using Base::s;
+  using Base::samples;
+  using Base::stride;
+  using Base::sums;
+  using Base::tile;
+  using Base::trains;
+  using Base::view;
+  using Base::w;
+  using Base::weight;
+  using typename Base::F;
+  using typename Base::T;
+  using typename Base::View;
 
   // ---- activation functions. relu joins the products and the loss; the others take a walk of their own. The
   // slope of an operation's relu joins its gradient where that is written last.
@@ -212,7 +106,7 @@ struct Small {
   DIF_INLINE void linear_from(const ProgramOp& op, const OpPlan& place, X x) const {
     const View a = view(op.a), out = view(op.out);
     for_relu(op.activation, [&](auto kind) {
-      product_rows<tile>(
+      this->template product_rows<tile>(
           forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, x,
           [&](int64_t r) { return op.bias >= 0 ? weight(op.bias + r) : L::set(0); },
           [&](int64_t r, int64_t c, F v) {
@@ -236,7 +130,8 @@ struct Small {
   template <class X>
   DIF_INLINE void linear_gradient(const ProgramOp& op, X x) const {
     const View a = view(op.a), out = view(op.out);
-    if (trains(op.weight)) outer_rows<tile>(forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, out.d, x);
+    if (trains(op.weight))
+      this->template outer_rows<tile>(forward_weights(op, a.cols, out.cols), out.cols, a.cols, 0, out.d, x);
     if (trains(op.bias)) row_sums(out.d, out.cols, op.bias);
   }
   void row_sums(const T* d, int64_t height, int64_t offset) const {
@@ -272,7 +167,7 @@ struct Small {
     }
     if (!a.d) return;
     for_relu(activation_of(place.slope_a), [&](auto kind) {
-      product_rows<tile>(
+      this->template product_rows<tile>(
           backward_weights(op, a.cols, out.cols), a.cols, out.cols, 0,
           [&](int64_t k, int64_t c) { return L::load(out.d + at(k, c)); }, [](int64_t) { return L::set(0); },
           [&](int64_t r, int64_t c, F v) {
@@ -524,7 +419,7 @@ struct Small {
         for (int64_t c = 0; c < columns; ++c)
           rows[c] = batch.x + static_cast<int64_t>(batch.index[first + c]) * batch.x_size;
       }
-      const Small pass{plan, w, sum, s, batch, first, samples, columns, plan.block / per, rows, sums};
+      const Small pass{{plan, w, sum, s, batch, first, samples, columns, plan.block / per, rows, sums}};
       pass.forward();
       if (plan.loss.kind == loss_squared) {
         pass.squared(losses);
