@@ -6,6 +6,7 @@ One thread. Loss and gradient are asserted equal to float64 autograd before any 
 and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time.
 The sampling call is whole: batches, gradient, update, trace every tenth step. Peers (devinterp, jax) are raced where
 installed.
+"""
 
 from __future__ import annotations
 
