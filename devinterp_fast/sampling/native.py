@@ -227,8 +227,11 @@ class NativeRun:
         loss, baseline, energy: float64 (chains, draws); NaN where nothing is recorded yet.
         diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
 
-    To continue a run elsewhere, pass its ``w`` and ``step`` as ``w`` and ``step``: the numbers are the same
-    bits.
+    To continue a run elsewhere, pass its ``w``, ``step`` and ``diverged``: the numbers are the same bits.
+
+    Memory: 4 dim bytes a chain and 24 a draw; a thread needs four vectors of dim floats and the scratch of one block
+    of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample alone takes more, and a
+    transposed copy of the weights), whatever the number of chains.
     """
 
     def __init__(
@@ -251,6 +254,7 @@ class NativeRun:
         baseline: np.ndarray[Any, Any] | Tensor | None = None,
         w: Tensor | None = None,
         step: int = 0,
+        diverged: np.ndarray[Any, Any] | None = None,
     ) -> None:
         """Chains start at ``center`` (dim) or (chains, dim), or at the ``w`` of an earlier run."""
         self.program = program
@@ -259,13 +263,13 @@ class NativeRun:
         self.seed, self.first_chain, self.threads = seed, first_chain, threads
         self.mode, self.batch_size = MODES.index(batches), program.n if batches == "full" else batch_size
         self.center = center.detach().to(torch.float32).contiguous()
-        self.mask = None if mask is None else mask.detach().reshape(-1).to(torch.uint8).contiguous()
+        self.mask = None if mask is None else (mask.detach().reshape(-1) != 0).to(torch.uint8)
         self.start = None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
         start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
         self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
         self._check()
         self.loss, self.baseline, self.energy = (np.full((self.chains, draws), np.nan) for _ in range(3))
-        self.diverged = np.full(self.chains, -1, dtype=np.int64)
+        self.diverged = np.full(self.chains, -1, dtype=np.int64) if diverged is None else diverged.astype(np.int64)
         self._frozen = program.description.frozen.to(torch.float32).contiguous()
         self._data, self._alive = program.data(torch.float32)
 

@@ -137,7 +137,7 @@ double loss_at(const Case& c, const std::vector<double>& w, const std::vector<in
          static_cast<double>(index.size());
 }
 
-// Gradients of every layout against central differences of the double loss.
+// Gradients of every layout and instruction set against central differences of the double loss.
 void check_gradients(const Case& c, int64_t count) {
   const std::vector<int32_t> index = some_samples(count);
   const std::vector<float> w = normals(c.dim, 2);
@@ -164,27 +164,30 @@ void check_gradients(const Case& c, int64_t count) {
       error += std::pow(static_cast<double>(g[i * step]) - expected[static_cast<size_t>(i)], 2);
     return std::sqrt(error) <= 1e-4 * std::sqrt(norm) + 1e-6;
   };
-  std::vector<float> g(static_cast<size_t>(c.dim));
-  std::vector<double> losses(static_cast<size_t>(count));
-  const double want = loss_at(c, wide, index) * static_cast<double>(count);
-  for (const auto layout : {dif::layout_matrix, dif::layout_samples}) {
-    if (layout == dif::layout_samples && c.program->layout(dif::batch_full) != layout) continue;
-    const dif::Plan& plan = c.program->plan(layout);
+  for (int isa = 0; const dif::Kernels* k = dif::available(isa); ++isa) {
+    CHECK(dif::use_kernels(k->name));
+    std::vector<float> g(static_cast<size_t>(c.dim));
+    std::vector<double> losses(static_cast<size_t>(count));
+    const double want = loss_at(c, wide, index) * static_cast<double>(count);
+    for (const auto layout : {dif::layout_matrix, dif::layout_samples}) {
+      if (layout == dif::layout_samples && c.program->layout(dif::batch_full) != layout) continue;
+      const dif::Plan& plan = c.program->plan(layout);
+      Scratch<float> scratch(plan);
+      const auto pass = layout == dif::layout_matrix ? dif::engine_kernels().matrix : dif::engine_kernels().samples;
+      const double loss = pass(plan, w.data(), batch, g.data(), scratch.p, losses.data());
+      CHECK(std::fabs(loss - want) <= 1e-5 * std::fabs(want));
+      CHECK(close(g.data(), 1));
+    }
+    if (c.program->layout(dif::batch_shared) != dif::layout_chains) continue;
+    const dif::Plan& plan = c.program->plan(dif::layout_chains);
     Scratch<float> scratch(plan);
-    const auto pass = layout == dif::layout_matrix ? dif::engine_kernels().matrix : dif::engine_kernels().samples;
-    const double loss = pass(plan, w.data(), batch, g.data(), scratch.p, losses.data());
-    CHECK(std::fabs(loss - want) <= 1e-5 * std::fabs(want));
-    CHECK(close(g.data(), 1));
+    std::vector<float> w16(static_cast<size_t>(16 * c.dim)), g16(w16.size());
+    for (size_t i = 0; i < w16.size(); ++i) w16[i] = w[i / 16];
+    double sums[16];
+    dif::engine_kernels().chains(plan, w16.data(), batch, g16.data(), scratch.p, sums);
+    CHECK(std::fabs(sums[3] - want) <= 1e-5 * std::fabs(want));
+    CHECK(close(g16.data() + 3, 16));
   }
-  if (c.program->layout(dif::batch_shared) != dif::layout_chains) return;
-  const dif::Plan& plan = c.program->plan(dif::layout_chains);
-  Scratch<float> scratch(plan);
-  std::vector<float> w16(static_cast<size_t>(16 * c.dim)), g16(w16.size());
-  for (size_t i = 0; i < w16.size(); ++i) w16[i] = w[i / 16];
-  double sums[16];
-  dif::engine_kernels().chains(plan, w16.data(), batch, g16.data(), scratch.p, sums);
-  CHECK(std::fabs(sums[3] - want) <= 1e-5 * std::fabs(want));
-  CHECK(close(g16.data() + 3, 16));
 }
 
 struct Result {
@@ -248,13 +251,14 @@ void check_runs(const Case& c) {
 }  // namespace
 
 int main() {
+  for (const int64_t count : {1, 16, 33}) {
+    check_gradients(tied(2), count);
+    check_gradients(tied(35), count);
+    check_gradients(attention(), count);
+  }
+  check_gradients(tied(2), 300);  // more than one block
   for (int i = 0; const dif::Kernels* k = dif::available(i); ++i) {
     CHECK(dif::use_kernels(k->name));
-    for (const int64_t count : {1, 16, 33, 300}) {
-      check_gradients(tied(2), count);
-      check_gradients(tied(35), count);
-      check_gradients(attention(), count);
-    }
     check_runs(tied(2));
     check_runs(tied(35));
     check_runs(attention());
