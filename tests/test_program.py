@@ -263,6 +263,30 @@ def test_gpt():
     agrees(Gpt(), next_token, tokens, tokens)
 
 
+class Encoder(nn.Module):
+    def __init__(self, tied, **settings):
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(11, 12), nn.TransformerEncoderLayer(12, 3, 24, 0.0, **settings)
+        self.out = self.embed.weight if tied else nn.Parameter(torch.randn(11, 12))
+
+    def forward(self, tokens):
+        return self.layer(self.embed(tokens)) @ self.out.T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_encoder_layers_and_tied_embeddings(tied, norm_first):
+    tokens = torch.randint(0, 11, (20, 9))
+    agrees(Encoder(tied, norm_first=norm_first, batch_first=True, activation="gelu"), next_token, tokens, tokens)
+
+
+def test_one_loss_for_each_sample():
+    model, x = nn.Linear(6, 3), torch.randn(30, 6)
+    program = capture(model, nn.CrossEntropyLoss(reduction="none"), x, torch.randint(0, 3, (30,)))
+    assert program.description.loss.factor == 1.0
+    capture(model, lambda p, y: ((p - y) ** 2).mean(-1), x, torch.randn(30, 3))
+
+
 LAYER = st.tuples(st.integers(1, 37), st.sampled_from([None, nn.ReLU, nn.Tanh, nn.SiLU]), st.booleans())
 
 
@@ -323,6 +347,15 @@ class Square(nn.Module):
         return torch.cumsum(x * self.w, -1)
 
 
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).detach())
+
+
 def test_reasons():
     x, y, linear = torch.randn(8, 4), torch.randn(8, 2), nn.Linear(4, 2)
     with pytest.raises(Unsupported, match="a product of activations has no native form"):
@@ -339,6 +372,10 @@ def test_reasons():
         capture(nn.Sequential(linear, nn.Dropout(0.5)), nn.MSELoss(), x, y)
     with pytest.raises(Unsupported, match=r"classes lie outside 0 ... 1"):
         capture(linear, nn.CrossEntropyLoss(), x, torch.tensor([0, 1, 0, 1, 1, 0, 1, 2]))
+    with pytest.raises(Unsupported, match="does not run on 2 samples: RuntimeError"):
+        capture(nn.Linear(5, 2), nn.MSELoss(), x, y)
+    with pytest.raises(Unsupported, match="gradient differs from autograd's"):
+        capture(Detached(), nn.MSELoss(), x, y)
     tokens = torch.randint(0, 11, (8, 9))
     tokens[7, 3] = -100
     with pytest.raises(Unsupported, match="ignored targets differ in number"):

@@ -65,8 +65,14 @@ def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor,
     recorder.follow(few_y, "y")
     recorder.follow(few_x, "x")
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorder:
-        out = loss_fn(torch.func.functional_call(model, buffers, (few_x,)), few_y)
+    try:
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), recorder:
+            out = loss_fn(torch.func.functional_call(model, buffers, (few_x,)), few_y)
+    except Exception as error:  # the user's code, on fewer samples than it may expect
+        reason = str(error).strip().split("\n")[0]
+        raise Unsupported(f"the model does not run on {samples} samples: {type(error).__name__}: {reason}") from error
+    if not isinstance(out, Tensor):
+        raise Unsupported(f"the loss is a {type(out).__name__}, not a tensor")
     end = recorder.get(out)
     if end is None:
         raise Unsupported("the loss does not depend on the parameters by operations the engine can follow")

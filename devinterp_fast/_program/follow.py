@@ -212,9 +212,11 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
                 if opaque:
                     raise Unsupported(opaque.note["reason"])
                 self.record(name, func, args, kwargs, outs)
-            except Unsupported as error:
+            except (Unsupported, TypeError, RuntimeError, IndexError) as error:
+                # Beside what handlers refuse: arguments they do not take, shapes they do not expect.
+                other = f"operation {name} is used in a way that has no native form"
                 for o in outs:
-                    note = {"reason": str(error)}
+                    note = {"reason": str(error) if isinstance(error, Unsupported) else other}
                     self.set(o, Tracked("opaque", torch.zeros(0, dtype=torch.long), None, note))
         return out
 
