@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
