@@ -109,8 +109,8 @@ def test_errors_of_model_data_and_loss_reach_the_caller():
     )
     refused(
         KeyError,
-        "mask: expected names of trainable parameters, got 'wieght'",
-        call(nn.Linear(3, 2), nn.MSELoss(), (X, Y), mask={"wieght": torch.ones(2, 3, dtype=torch.bool)}),
+        "mask: expected names of trainable parameters, got 'elsewhere'",
+        call(nn.Linear(3, 2), nn.MSELoss(), (X, Y), mask={"elsewhere": torch.ones(2, 3, dtype=torch.bool)}),
     )
 
 
