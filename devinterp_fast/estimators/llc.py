@@ -45,7 +45,7 @@ class LLC:
         rhat: rank-normalized split R-hat of the loss differences; near 1 the chains agree.
         ess: effective number of draws.
         step_bias: by how much the step size raises ``value``, lr / 8 E[d . nbeta g]; already taken off if
-            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as |w|^k it is k / 2 times the bias.
+            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as ``|w|^k`` it is k / 2 times the bias.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
