@@ -59,11 +59,10 @@ def test_llc_per_chain_and_draw(benchmark, make):
 
     # The answers first: same settings, same estimate, within 4 of their joint standard errors over chains. Baselines
     # differ: theirs is the whole data's loss, ours each batch's own, which has the same mean.
-    mine, general, other = ours(w, w.check_draws), ours(w, w.check_draws, backend="torch"), theirs(w, loader, init_loss, w.check_draws)
+    mine, general = ours(w, w.check_draws), ours(w, w.check_draws, backend="torch")
+    other = theirs(w, loader, init_loss, w.check_draws)
     spread = [other[f"llc-chain/{c}"] - other["llc/mean"] for c in range(CHAINS)]
     both = np.concatenate([mine.per_chain - mine.value, spread])
-        [mine.per_chain - mine.value, [other[f"llc-chain/{c}"] - other["llc/mean"] for c in range(CHAINS)]]
-    )
     error = math.sqrt((both**2).sum() / (2 * CHAINS - 2) * 2 / CHAINS)
     assert abs(mine.value - other["llc/mean"]) < 4 * error + 1e-3, (mine.value, other["llc/mean"], error)
     # Our engines draw the same noise and the same batches: they part only as rounding errors grow along the chains.

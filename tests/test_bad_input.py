@@ -32,6 +32,7 @@ SETTINGS = [
     ({"thin": 0}, "thin: expected an integer of at least 1, got 0"),
     ({"seed": -1}, "seed: expected an integer of at least 0, got -1"),
     ({"seed": None}, "seed: expected an integer of at least 0, got None"),
+    ({"seed": 2**64}, f"seed: expected an integer below 2^64, got {2**64}"),
     ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
     ({"batches": "own"}, "batches: expected one of ('independent', 'shared', 'full'), got 'own'"),
     ({"sampler": "hmc"}, "sampler: expected one of ('auto', 'sgld'), got 'hmc'"),
@@ -108,8 +109,8 @@ def test_errors_of_model_data_and_loss_reach_the_caller():
     )
     refused(
         KeyError,
-        "mask: expected names of trainable parameters, got 'wieght'",
-        call(nn.Linear(3, 2), nn.MSELoss(), (X, Y), mask={"wieght": torch.ones(2, 3, dtype=torch.bool)}),
+        "mask: expected names of trainable parameters, got 'elsewhere'",
+        call(nn.Linear(3, 2), nn.MSELoss(), (X, Y), mask={"elsewhere": torch.ones(2, 3, dtype=torch.bool)}),
     )
 
 

@@ -45,7 +45,7 @@ class LLC:
         rhat: rank-normalized split R-hat of the loss differences; near 1 the chains agree.
         ess: effective number of draws.
         step_bias: by how much the step size raises ``value``, lr / 8 E[d . nbeta g]; already taken off if
-            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as |w|^k it is k / 2 times the bias.
+            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as ``|w|^k`` it is k / 2 times the bias.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
@@ -205,6 +205,13 @@ def _count(name: str, value: object, least: int) -> int:
     return int(value)
 
 
+def _seed(seed: object) -> int:
+    number = _count("seed", seed, 0)
+    if number >= 2**64:
+        raise ValueError(f"seed: expected an integer below 2^64, got {seed!r}")
+    return number
+
+
 def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -> Floats:
     try:
         out = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (chains,)))
@@ -260,7 +267,7 @@ def _settings(
         nbeta=_per_chain("nbeta", nbeta, chains),
         batches=batches,
         batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
-        seed=_count("seed", seed, 0),
+        seed=_seed(seed),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -95,7 +96,7 @@ def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed:
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
         draws.clear()
         try:
-            llc: LLC = estimate_llc(model, loss_fn, probe, seed=(seed << 32) + step, **{"progress": False, **settings})
+            llc: LLC = estimate_llc(model, loss_fn, probe, seed=_seed_at(seed, step), **{"progress": False, **settings})
         except NumericalError:  # a diverged estimate is a gap in the curve, not the end of the user's training
             return {"llc": math.nan, "llc_escaped": math.nan}
         draws["loss"] = torch.from_numpy(np.array(llc.trace["loss"].values))
@@ -104,6 +105,11 @@ def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed:
         return {"llc": (llc.value, llc.mcse), "llc_escaped": escaped}
 
     return Observable(measure, {"llc": Channel("metric"), "llc_escaped": Channel("marker")}, schedule, draws)
+
+
+def _seed_at(seed: int, step: int) -> int:
+    """A seed of its own for each step of a run: 64 bits of a hash, so that no two runs share their noise by a shift."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
 
 
 NAMES = ("loss", "llc")
