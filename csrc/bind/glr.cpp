@@ -87,15 +87,15 @@ py::dict state(const dif::GlrDetector& self) {
   }
   const double scalars[] = {
       static_cast<double>(g.n), static_cast<double>(g.slots), g.x, g.first_x, g.total.w, g.total.x, g.total.xx};
-  py::array_t<float> rows({tiles, slots, width}), offset({tiles, py::ssize_t{glr_lanes}});
-  Doubles totals({tiles, py::ssize_t{2 * glr_lanes}});
+  py::array_t<float> rows({tiles, slots, width});
+  Doubles totals({tiles, py::ssize_t{2 * glr_lanes}}), base({tiles, py::ssize_t{2 * glr_lanes}});
   std::fill_n(rows.mutable_data(), rows.size(), 0.0F);
   std::vector<int64_t> own_tiles;
   std::vector<double> own, own_totals;
   for (py::ssize_t i = 0; i < tiles; ++i) {
     const auto& tile = self.tiles[static_cast<size_t>(i)];
     std::copy(tile.rows.begin(), tile.rows.end(), rows.mutable_data() + i * slots * width);
-    std::copy(tile.offset.begin(), tile.offset.end(), offset.mutable_data() + i * glr_lanes);
+    std::copy(tile.base.begin(), tile.base.end(), base.mutable_data() + i * 2 * glr_lanes);
     std::copy(tile.totals.begin(), tile.totals.end(), totals.mutable_data() + i * 2 * glr_lanes);
     if (!tile.is_own()) continue;
     own_tiles.push_back(i);
@@ -111,7 +111,7 @@ py::dict state(const dif::GlrDetector& self) {
   out["blocks"] = blocks;
   out["free"] = copy(g.free.data(), {static_cast<py::ssize_t>(g.free.size())});
   out["rows"] = rows;
-  out["offset"] = offset;
+  out["base"] = base;
   out["totals"] = totals;
   out["own_tiles"] = copy(own_tiles.data(), {owned});
   out["own"] = copy(own.data(), {owned, slots, 3 * glr_lanes});
@@ -128,9 +128,8 @@ py::array_t<T, py::array::c_style | py::array::forcecast> part(const py::dict& s
 void load(dif::GlrDetector& self, const py::dict& from) {
   const auto scalars = part<double>(from, "scalars"), blocks = part<double>(from, "blocks"),
              totals = part<double>(from, "totals"), own = part<double>(from, "own"),
-             own_totals = part<double>(from, "own_totals");
-  const auto rows = part<float>(from, "rows"), offset = part<float>(from, "offset"),
-             statistic = part<float>(from, "statistic");
+             own_totals = part<double>(from, "own_totals"), base = part<double>(from, "base");
+  const auto rows = part<float>(from, "rows"), statistic = part<float>(from, "statistic");
   const auto own_tiles = part<int64_t>(from, "own_tiles");
   const auto free = part<int32_t>(from, "free");
   const auto tiles = static_cast<py::ssize_t>(self.tiles.size());
@@ -139,7 +138,7 @@ void load(dif::GlrDetector& self, const py::dict& from) {
   const double* s = scalars.data();
   const auto slots = static_cast<py::ssize_t>(s[1]);
   const py::ssize_t owned = own_tiles.size();
-  require(rows.size() == tiles * slots * width && offset.size() == tiles * glr_lanes &&
+  require(rows.size() == tiles * slots * width && base.size() == tiles * 2 * glr_lanes &&
               totals.size() == tiles * 2 * glr_lanes && own.size() == owned * slots * 3 * glr_lanes &&
               own_totals.size() == owned * 3 * glr_lanes && statistic.size() == self.settings.channels &&
               blocks.size() % 6 == 0 && blocks.size() / 6 + free.size() == slots,
@@ -164,11 +163,11 @@ void load(dif::GlrDetector& self, const py::dict& from) {
   g.first_x = s[3];
   g.total = {s[4], s[5], s[6]};
   g.free.assign(free.data(), free.data() + free.size());
-  self.statistic.assign(statistic.data(), statistic.data() + statistic.size());
+  std::copy_n(statistic.data(), statistic.size(), self.statistic.begin());
   for (py::ssize_t i = 0; i < tiles; ++i) {
     auto& tile = self.tiles[static_cast<size_t>(i)];
     tile.rows.assign(rows.data() + i * slots * width, rows.data() + (i + 1) * slots * width);
-    tile.offset.assign(offset.data() + i * glr_lanes, offset.data() + (i + 1) * glr_lanes);
+    tile.base.assign(base.data() + i * 2 * glr_lanes, base.data() + (i + 1) * 2 * glr_lanes);
     tile.totals.assign(totals.data() + i * 2 * glr_lanes, totals.data() + (i + 1) * 2 * glr_lanes);
     tile.own.clear();
     tile.own_totals.clear();
@@ -210,14 +209,22 @@ void bind_glr(py::module_& m) {
             return out;
           },
           py::arg("channel"), "Candidates (k, 4), youngest first: tau, x, statistic, direction.")
+      .def(
+          "squares",
+          [](const dif::GlrDetector& self) {
+            const std::vector<float> all = self.squares();
+            return copy(all.data(), {static_cast<py::ssize_t>(self.grid.looked_at()),
+                                     static_cast<py::ssize_t>(self.settings.channels)});
+          },
+          "Statistics (candidates, channels) of what the last step looked at, youngest first.")
       .def("restart", &dif::GlrDetector::restart, py::arg("channel"), py::arg("tau"))
       .def_property_readonly("statistic",
                              [](const dif::GlrDetector& self) {
-                               return copy(self.statistic.data(), {static_cast<py::ssize_t>(self.statistic.size())});
+                               return copy(self.statistic.data(), {static_cast<py::ssize_t>(self.settings.channels)});
                              })
       .def_property_readonly("peak",
                              [](const dif::GlrDetector& self) {
-                               return copy(self.peak.data(), {static_cast<py::ssize_t>(self.peak.size())});
+                               return copy(self.peak.data(), {static_cast<py::ssize_t>(self.settings.channels)});
                              })
       .def_property_readonly("count", [](const dif::GlrDetector& self) { return self.grid.n; })
       .def_property_readonly("bytes", &dif::GlrDetector::bytes)

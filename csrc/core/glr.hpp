@@ -157,6 +157,17 @@ class GlrGrid {
     return l;
   }
 
+  // How many of the youngest candidates this step looks at.
+  int64_t looked_at() const {
+    int64_t count = 0;
+    for (const GlrBlock& b : blocks) {
+      const int l = level(n - b.tau);
+      if (l > 2 && (n & ((int64_t{1} << (l - 2)) - 1)) != 0) break;  // older ones wait longer still
+      ++count;
+    }
+    return count;
+  }
+
   void advance(double at, double weight, GlrStep& step) {
     step.merges.clear();
     step.walk.clear();
@@ -207,9 +218,8 @@ class GlrGrid {
   void look(GlrStep& step) const {
     GlrSuffix suffix;
     double origin = x;
-    for (const GlrBlock& b : blocks) {
-      const int l = level(n - b.tau);
-      if (l > 2 && (n & ((int64_t{1} << (l - 2)) - 1)) != 0) break;  // older ones are looked at more rarely still
+    for (int64_t i = 0, count = looked_at(); i < count; ++i) {
+      const GlrBlock& b = blocks[static_cast<std::size_t>(i)];
       GlrCandidate c{};
       c.slot = b.slot;
       c.delta = static_cast<float>(origin - b.origin);

@@ -67,13 +67,12 @@ GlrPoint judge(GlrModel model, int side, const GlrMoments& total, double S, doub
 }  // namespace
 
 GlrDetector::GlrDetector(const GlrSettings& s)
-    : settings(s),
-      grid(s.model, s.per_octave, s.side),
-      statistic(static_cast<size_t>(s.channels)),
-      peak(static_cast<size_t>(s.channels)),
-      tiles(static_cast<size_t>((s.channels + N - 1) / N)) {
+    : settings(s), grid(s.model, s.per_octave, s.side), tiles(static_cast<size_t>((s.channels + N - 1) / N)) {
+  statistic.resize(tiles.size() * N);
+  peak.resize(tiles.size() * N);
   for (Tile& tile : tiles) {
-    tile.offset.assign(N, std::numeric_limits<float>::quiet_NaN());
+    tile.base.assign(2 * N, 0.0);
+    std::fill_n(tile.base.data(), N, std::numeric_limits<double>::quiet_NaN());
     tile.totals.assign(2 * N, 0.0);
     if (s.model == GlrModel::mean_variance) make_own(tile, {}, {});
   }
@@ -82,7 +81,7 @@ GlrDetector::GlrDetector(const GlrSettings& s)
 int64_t GlrDetector::bytes() const {
   size_t total = 0;
   for (const Tile& t : tiles) {
-    total += 4 * (t.rows.capacity() + t.offset.size()) + 8 * (t.totals.size() + t.own.capacity() + t.own_totals.size());
+    total += 4 * t.rows.capacity() + 8 * (t.totals.size() + t.base.size() + t.own.capacity() + t.own_totals.size());
   }
   return static_cast<int64_t>(total + 8 * statistic.size());
 }
@@ -133,6 +132,8 @@ void GlrDetector::rebase(Tile& tile, const GlrStep& step) const {
       S -= a * total.w + b * total.x;
       T -= a * total.x + b * total.xx;
     }
+    tile.base[i] += a;
+    tile.base[N + i] += b;
     for (const GlrBlock& block : step.blocks) {
       float* row = tile.rows.data() + static_cast<int64_t>(block.slot) * kinds() * N + i;
       GlrMoments m = block.moments;
@@ -200,6 +201,19 @@ std::vector<GlrPoint> GlrDetector::profile(int64_t channel) const {
                  grid.x);
 }
 
+std::vector<float> GlrDetector::squares() const {
+  const int64_t count = grid.looked_at();
+  std::vector<float> out(static_cast<size_t>(count * settings.channels));
+  for (int64_t c = 0; c < settings.channels; ++c) {
+    const std::vector<GlrPoint> points = profile(c);
+    for (int64_t k = 0; k < count; ++k) {
+      out[static_cast<size_t>(k * settings.channels + c)] =
+          static_cast<float>(points[static_cast<size_t>(k)].statistic);
+    }
+  }
+  return out;
+}
+
 void GlrDetector::restart(int64_t channel, int64_t tau) {
   Tile& tile = tiles[static_cast<size_t>(channel / N)];
   make_own(tile, grid.blocks, grid.total);
@@ -213,31 +227,27 @@ void GlrDetector::run(int64_t index, const std::vector<GlrStep>& steps, const fl
   grow(tile);
   const GlrKernels& kernel = glr_kernels();
   const int64_t first = index * N, count = std::min<int64_t>(N, settings.channels - first);
-  float* top = peak.data() + first;
+  float *best = statistic.data() + first, *top = peak.data() + first;
+  const bool same_x = own_x == nullptr, same_w = w == nullptr || shared_w;
   for (size_t t = 1; t < steps.size(); ++t) {
     const GlrStep& step = steps[t];
     const int64_t at_row = static_cast<int64_t>(t - 1);
-    alignas(64) float value[N] = {}, best[N];
-    double weight[N] = {}, at[N];
+    const double shared_at = step.x - step.first_x;
+    alignas(64) float value[N], padded[N] = {};
     const float* in = y + at_row * ld + first;
-    bool same = (w == nullptr || shared_w) && own_x == nullptr;
-    for (int i = 0; i < count; ++i) {
-      const bool seen = std::isfinite(in[i]);
-      if (seen && std::isnan(tile.offset[i])) tile.offset[i] = in[i];
-      weight[i] = step.weight;
-      if (w && !shared_w) weight[i] = w[at_row * settings.channels + first + i];
-      if (!seen || !usable(weight[i])) weight[i] = 0;
-      same = same && weight[i] == step.weight;
-      value[i] = weight[i] > 0 ? in[i] - tile.offset[i] : 0;
+    if (count < N) {
+      std::copy_n(in, count, padded);
+      for (int64_t i = count; i < N; ++i) tile.base[static_cast<size_t>(i)] = 0;
+      in = padded;
     }
-    if (!same && !tile.is_own()) make_own(tile, steps[t - 1].blocks, steps[t - 1].total);
+    GlrPack pack{tile.rows.data(), tile.totals.data(), tile.base.data(), tile.own.data(), tile.own_totals.data()};
     const GlrLook look{settings.model,
                        settings.side != 0,
                        settings.side < 0 ? -1.0 : 1.0,
                        step.slot,
                        static_cast<float>(step.weight),
                        static_cast<float>(step.x - step.origin),
-                       step.x - step.first_x,
+                       shared_at,
                        step.total.w,
                        step.total.w > 0 ? step.total.x / step.total.w : 0,
                        step.merges.data(),
@@ -247,36 +257,55 @@ void GlrDetector::run(int64_t index, const std::vector<GlrStep>& steps, const fl
                        step.blocks.data(),
                        step.x,
                        step.first_x};
-    const GlrPack pack{tile.rows.data(), tile.totals.data(), tile.own.data(), tile.own_totals.data()};
-    if (tile.is_own()) {
-      for (int i = 0; i < N; ++i) {
-        at[i] = step.x - step.first_x;
-        if (own_x && weight[i] > 0) at[i] = own_x[at_row * settings.channels + first + i] - step.first_x;
-      }
-      kernel.own(look, pack, value, weight, at, best);
+    float largest_now;
+    if (same_x && same_w && !tile.is_own() && kernel.prepare(pack, shared_at, in, value)) {
+      largest_now = kernel.shared(look, pack, value, best, top);
     } else {
-      kernel.shared(look, pack, value, best);
-    }
-    for (int i = 0; i < count; ++i) {
-      statistic[static_cast<size_t>(first + i)] = best[i];
-      top[i] = best[i] > top[i] ? best[i] : top[i];
-      if (!(best[i] >= settings.threshold)) continue;
-      const std::vector<GlrPoint> points = profile(tile, i, step.blocks, step.total, step.x);
-      const auto largest = std::max_element(
-          points.begin(), points.end(), [](const GlrPoint& a, const GlrPoint& b) { return a.statistic < b.statistic; });
-      GlrAlarm alarm{step.n,       first + i,  largest->statistic, largest->tau, largest->tau,
-                     largest->tau, largest->x, largest->x,         largest->x,   largest->direction};
-      for (const GlrPoint& p : points) {
-        if (!(p.statistic >= largest->statistic - settings.drop)) continue;
-        if (p.tau < alarm.low) alarm.low = p.tau, alarm.x_low = p.x;
-        if (p.tau > alarm.high) alarm.high = p.tau, alarm.x_high = p.x;
+      double weight[N] = {}, at[N];
+      bool same = same_x && same_w;
+      for (int i = 0; i < count; ++i) {
+        const int64_t k = at_row * settings.channels + first + i;
+        weight[i] = w && !shared_w ? w[k] : step.weight;
+        const bool seen = std::isfinite(in[i]) && usable(weight[i]);
+        at[i] = seen && own_x ? own_x[k] - step.first_x : shared_at;
+        if (seen && std::isnan(tile.base[i])) tile.base[i] = in[i];
+        if (!seen) weight[i] = 0;
+        same = same && weight[i] == step.weight;
+        value[i] = seen ? static_cast<float>(in[i] - (tile.base[i] + tile.base[N + i] * at[i])) : 0;
       }
-      alarms.push_back(alarm);
-      if (!settings.restart) continue;
-      make_own(tile, step.blocks, step.total);
-      forget(tile, i, largest->tau, step.blocks);
+      for (int64_t i = count; i < N; ++i) at[i] = shared_at, value[i] = 0, weight[i] = step.weight;
+      if (!same && !tile.is_own()) make_own(tile, steps[t - 1].blocks, steps[t - 1].total);
+      pack.own = tile.own.data();
+      pack.own_totals = tile.own_totals.data();
+      largest_now = tile.is_own() ? kernel.own(look, pack, value, weight, at, best, top)
+                                  : kernel.shared(look, pack, value, best, top);
     }
+    if (largest_now >= settings.threshold) alarm_and_restart(tile, index, step, alarms);
     if (step.rebase) rebase(tile, step);
+  }
+}
+
+void GlrDetector::alarm_and_restart(Tile& tile, int64_t index, const GlrStep& step, std::vector<GlrAlarm>& alarms) {
+  const int64_t first = index * N, count = std::min<int64_t>(N, settings.channels - first);
+  for (int i = 0; i < count; ++i) {
+    if (!(statistic[static_cast<size_t>(first + i)] >= settings.threshold)) continue;
+    const std::vector<GlrPoint> points = profile(tile, i, step.blocks, step.total, step.x);
+    const auto largest = std::max_element(
+        points.begin(), points.end(), [](const GlrPoint& a, const GlrPoint& b) { return a.statistic < b.statistic; });
+    GlrAlarm alarm{step.n,       first + i,  largest->statistic, largest->tau, largest->tau,
+                   largest->tau, largest->x, largest->x,         largest->x,   largest->direction};
+    // Between two candidates nothing was tested: the interval reaches to the next one that is refuted.
+    for (size_t k = 0; k < points.size(); ++k) {
+      if (!(points[k].statistic >= largest->statistic - settings.drop)) continue;
+      const GlrPoint& younger = points[k > 0 ? k - 1 : 0];
+      const GlrPoint& elder = points[std::min(k + 1, points.size() - 1)];
+      if (elder.tau < alarm.low) alarm.low = elder.tau, alarm.x_low = elder.x;
+      if (younger.tau > alarm.high) alarm.high = younger.tau, alarm.x_high = younger.x;
+    }
+    alarms.push_back(alarm);
+    if (!settings.restart) continue;
+    make_own(tile, step.blocks, step.total);
+    forget(tile, i, largest->tau, step.blocks);
   }
 }
 

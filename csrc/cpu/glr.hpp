@@ -60,18 +60,20 @@ class GlrDetector {
                                bool shared_w, const double* own_x, int threads);
   // All candidates of a channel, youngest first.
   std::vector<GlrPoint> profile(int64_t channel) const;
+  // Statistics of the candidates that the last step looked at, youngest first: (candidates, channels).
+  std::vector<float> squares() const;
   // Forgets what lies before the candidate tau, in one channel.
   void restart(int64_t channel, int64_t tau);
 
   GlrSettings settings;
   GlrGrid grid;
-  std::vector<float> statistic, peak;  // (channels): after the last step; largest of the last update
+  Lines<float> statistic, peak;  // (tiles, 16): after the last step; largest of the last update
   int64_t bytes() const;
 
   // The channels' sums, as `state` and `load` copy them.
   struct Tile {
-    Lines<float> rows, offset;  // offset: the first observation; NaN before it
-    Lines<double> totals, own, own_totals;
+    Lines<float> rows;
+    Lines<double> totals, base, own, own_totals;  // base: NaN before the first observation
     bool is_own() const { return !own_totals.empty(); }
   };
   std::vector<Tile> tiles;
@@ -79,6 +81,7 @@ class GlrDetector {
  private:
   void run(int64_t tile, const std::vector<GlrStep>& steps, const float* y, int64_t ld, const double* w, bool shared_w,
            const double* own_x, std::vector<GlrAlarm>& alarms);
+  void alarm_and_restart(Tile&, int64_t tile, const GlrStep&, std::vector<GlrAlarm>& alarms);
   void make_own(Tile&, const std::vector<GlrBlock>& blocks, const GlrMoments& total) const;
   void rebase(Tile&, const GlrStep&) const;
   std::vector<GlrPoint> profile(const Tile&, int lane, const std::vector<GlrBlock>& blocks, GlrMoments total,

@@ -50,8 +50,22 @@ void merge(const GlrLook& p, float* rows) {
   }
 }
 
+bool prepare(const GlrPack& pack, double at, const float* y, float* value) {
+  const double *level = pack.base, *slope = level + N;
+  int finite = 1;
+  for (int i = 0; i < N; ++i) value[i] = static_cast<float>(static_cast<double>(y[i]) - (level[i] + slope[i] * at));
+  for (int i = 0; i < N; ++i) finite &= value[i] - value[i] == 0.0f;
+  return finite != 0;
+}
+
+float keep(F now, float* best, float* peak) {
+  L::store(best, now);
+  L::store(peak, L::max(L::load(peak), now));
+  return L::largest(now);
+}
+
 template <GlrModel model>
-void shared_step(const GlrLook& p, const GlrPack& pack, const float* y, float* best) {
+float shared_step(const GlrLook& p, const GlrPack& pack, const float* y, float* best, float* peak) {
   double *S = pack.totals, *T = S + N;
   const F wy = L::mul(L::set(p.weight), L::load(y));
   float wys[N], level[N], trend[N] = {};
@@ -68,13 +82,13 @@ void shared_step(const GlrLook& p, const GlrPack& pack, const float* y, float* b
     if constexpr (kinds<model> == 2) L::store(row + N, L::mul(L::set(p.ahead), wy));
   }
   merge<model>(p, pack.rows);
-  L::store(best, glr_walk<L, model>(p.walk, p.count, pack.rows, L::load(level), L::load(trend), p.one_sided));
+  return keep(glr_walk<L, model>(p.walk, p.count, pack.rows, L::load(level), L::load(trend), p.one_sided), best, peak);
 }
 
-void shared(const GlrLook& p, const GlrPack& pack, const float* y, float* best) {
-  if (p.model == GlrModel::mean) return shared_step<GlrModel::mean>(p, pack, y, best);
-  if (p.model == GlrModel::kink) return shared_step<GlrModel::kink>(p, pack, y, best);
-  shared_step<GlrModel::jump_kink>(p, pack, y, best);
+float shared(const GlrLook& p, const GlrPack& pack, const float* y, float* best, float* peak) {
+  if (p.model == GlrModel::mean) return shared_step<GlrModel::mean>(p, pack, y, best, peak);
+  if (p.model == GlrModel::kink) return shared_step<GlrModel::kink>(p, pack, y, best, peak);
+  return shared_step<GlrModel::jump_kink>(p, pack, y, best, peak);
 }
 
 // Sums of everything after a candidate, one of each channel; and of everything, with the baseline fitted to it.
@@ -121,7 +135,8 @@ DIF_INLINE double statistic(const Suffixes& e, const Fits& f, int i, double from
 }
 
 template <GlrModel model>
-void own_step(const GlrLook& p, const GlrPack& pack, const float* y, const double* w, const double* at, float* best) {
+float own_step(const GlrLook& p, const GlrPack& pack, const float* y, const double* w, const double* at, float* best,
+               float* peak) {
   double *S = pack.totals, *T = S + N, *W = pack.own_totals, *X = W + N, *XX = X + N;
   const double origin = p.at - static_cast<double>(p.ahead);
   if (p.slot >= 0) {
@@ -190,24 +205,20 @@ void own_step(const GlrLook& p, const GlrPack& pack, const float* y, const doubl
       best[i] = value > best[i] ? value : best[i];
     }
   }
+  return keep(L::load(best), best, peak);
 }
 
-void own(const GlrLook& p, const GlrPack& pack, const float* y, const double* w, const double* at, float* best) {
-  switch (p.model) {
-    case GlrModel::mean:
-      return own_step<GlrModel::mean>(p, pack, y, w, at, best);
-    case GlrModel::kink:
-      return own_step<GlrModel::kink>(p, pack, y, w, at, best);
-    case GlrModel::jump_kink:
-      return own_step<GlrModel::jump_kink>(p, pack, y, w, at, best);
-    case GlrModel::mean_variance:
-      return own_step<GlrModel::mean_variance>(p, pack, y, w, at, best);
-  }
+float own(const GlrLook& p, const GlrPack& pack, const float* y, const double* w, const double* at, float* best,
+          float* peak) {
+  if (p.model == GlrModel::mean) return own_step<GlrModel::mean>(p, pack, y, w, at, best, peak);
+  if (p.model == GlrModel::kink) return own_step<GlrModel::kink>(p, pack, y, w, at, best, peak);
+  if (p.model == GlrModel::jump_kink) return own_step<GlrModel::jump_kink>(p, pack, y, w, at, best, peak);
+  return own_step<GlrModel::mean_variance>(p, pack, y, w, at, best, peak);
 }
 
 }  // namespace
 
 extern const GlrKernels DIF_GLR;
-const GlrKernels DIF_GLR = {isa_name, shared, own};
+const GlrKernels DIF_GLR = {isa_name, prepare, shared, own};
 
 }  // namespace dif

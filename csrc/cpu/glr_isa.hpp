@@ -28,20 +28,24 @@ struct GlrLook {
 };
 
 // Sixteen channels. rows (slots, kinds, 16): S and, but for the mean, Q of each block (mean+variance: sum w y^2).
-// totals (2, 16): S, T about the first x. Channels whose weights or x are their own have besides
-// own (slots, 3, 16): W, X, XX of each block, and own_totals (3, 16); X counts observations for mean+variance.
+// totals (2, 16): S, T about the first x. base (2, 16): level at the first x and slope that are taken off each y.
+// Channels whose weights or x are their own have besides own (slots, 3, 16): W, X, XX of each block, and
+// own_totals (3, 16); X counts observations for mean+variance.
 struct GlrPack {
   float* rows;
-  double* totals;
+  double *totals, *base;
   double *own, *own_totals;
 };
 
 struct GlrKernels {
   const char* name;
-  // y (16) finite. best (16) receives the statistics.
-  void (*shared)(const GlrLook&, const GlrPack&, const float* y, float* best);
+  // value (16) = y less the base at `at`; false if one of them is not finite.
+  bool (*prepare)(const GlrPack&, double at, const float* y, float* value);
+  // y (16) finite, as prepared. best (16) receives the statistics, peak (16) keeps the largest; returns the largest.
+  float (*shared)(const GlrLook&, const GlrPack&, const float* y, float* best, float* peak);
   // w (16) >= 0; at (16): x less the first x. Where w is 0, y is finite and does not matter.
-  void (*own)(const GlrLook&, const GlrPack&, const float* y, const double* w, const double* at, float* best);
+  float (*own)(const GlrLook&, const GlrPack&, const float* y, const double* w, const double* at, float* best,
+               float* peak);
 };
 
 extern const GlrKernels glr_baseline;
