@@ -316,8 +316,8 @@ def _values(name: str, y: Any, steps: int, channels: int) -> npt.NDArray[Any]:
 
 def _errors(se: Any, steps: int, channels: int, *, single: bool) -> npt.NDArray[np.float64]:
     errors = np.asarray(se.detach().numpy() if isinstance(se, torch.Tensor) else se, dtype=np.float64)
-    if errors.ndim == 0 and single:
-        errors = errors[None]
+    if errors.ndim == 0:
+        errors = np.full(steps, errors)
     if errors.shape == (steps,) and not (single and channels > 1 and errors.shape == (channels,)):
         return errors[:, None]
     return np.asarray(_values("se", errors, steps, channels), dtype=np.float64)

@@ -9,6 +9,7 @@ O(n^2) in time for all three.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -228,9 +229,9 @@ class _Series:
         w, sx, sxx, sy, sxy, syy = self.prefix[:, stop, None] - self.prefix[:, start]
         centered = syy - sy * sy / w
         if model == "mean":
-            return np.maximum(centered, 0.0)
+            return np.asarray(np.maximum(centered, 0.0))
         xx, xy = sxx - sx * sx / w, sxy - sx * sy / w
-        return np.maximum(centered - xy * xy / np.where(xx > 0, xx, np.inf), 0.0)
+        return np.asarray(np.maximum(centered - xy * xy / np.where(xx > 0, xx, np.inf), 0.0))
 
     def design(self, model: str, knots: list[int]) -> _Floats:
         """Columns of the fit: one or two for each segment, or one for each corner of a joined line."""
@@ -238,7 +239,7 @@ class _Series:
         if model == "kink":
             hinges = [np.clip(self.x - self.x[k], 0, None) for k in knots]
             return np.column_stack([np.ones(self.n), self.x, *hinges])
-        inside = [(np.arange(self.n) >= a) & (np.arange(self.n) < b) for a, b in zip(edges, edges[1:], strict=False)]
+        inside = [(np.arange(self.n) >= a) & (np.arange(self.n) < b) for a, b in itertools.pairwise(edges)]
         columns = [part.astype(float) for part in inside]
         if model == "line":
             columns += [part * self.x for part in inside]
@@ -264,7 +265,7 @@ class _Series:
             fitted = self.fit(model, knots)[0]
             return float(np.sum(self.w * (self.y - fitted) ** 2))
         edges = [0, *knots, self.n]
-        return float(sum(self.cost(model, np.array([a]), b)[0] for a, b in zip(edges, edges[1:], strict=False)))
+        return float(sum(self.cost(model, np.array([a]), b)[0] for a, b in itertools.pairwise(edges)))
 
 
 def _partition(series: _Series, model: str, penalty: float, shares: bool) -> list[int]:
