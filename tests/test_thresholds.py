@@ -114,6 +114,21 @@ def test_estimated_scale():
     check(realised(white(8), channels=1000, arl=50.0, updates=6144, noise="mad"))
 
 
+@pytest.mark.parametrize("model", ["mean", "kink"])
+def test_groups_are_on_the_safe_side(model):
+    """Three dependent statistics a group, one of them a bound: fewer alarms than asked, but not half as many."""
+    rng = np.random.default_rng(9)
+    det = Detector(400, model=model, noise="unit", arl=25.0, groups=np.repeat(np.arange(40), 10))
+    fired, exposure = set(), 0
+    for i in range(1200):
+        exposure += 40 - len(fired)
+        fired |= {a.group for a in det.update(i, rng.standard_normal(400, dtype=np.float32))}
+    assert len(fired) >= 15
+    value = exposure / len(fired) / 40 / 25.0
+    slack = 2 / math.sqrt(len(fired))
+    assert math.log(0.8) - slack < math.log(value) < math.log(2) + slack
+
+
 def test_rises_with_request_and_channels_without_end():
     levels = [threshold(10.0**k, model=m) for m in thresholds.MODELS for k in range(2, 20)]
     for k in range(0, len(levels), 18):

@@ -217,7 +217,14 @@ void bind_glr(py::module_& m) {
                                      static_cast<py::ssize_t>(self.settings.channels)});
           },
           "Statistics (candidates, channels) of what the last step looked at, youngest first.")
-      .def("restart", &dif::GlrDetector::restart, py::arg("channel"), py::arg("tau"))
+      .def(
+          "restart",
+          [](dif::GlrDetector& self, int64_t channel, int64_t tau) {
+            require(channel >= 0 && channel < self.settings.channels,
+                    "channel: expected one of the channels, got another");
+            self.restart(channel, tau);
+          },
+          py::arg("channel"), py::arg("tau"))
       .def_property_readonly("statistic",
                              [](const dif::GlrDetector& self) {
                                return copy(self.statistic.data(), {static_cast<py::ssize_t>(self.settings.channels)});
