@@ -117,6 +117,24 @@ def test_blocks_of_steps_threads_and_instruction_sets_give_the_same_bits(model):
     assert all(r == results[0] for r in results)
 
 
+@pytest.mark.parametrize("noise", ["mad", "ar1", "given"])
+def test_blocks_of_steps_give_the_same_alarms_whatever_the_noise(noise):
+    rng = np.random.default_rng(12)
+    y = rng.normal(size=(200, 20))
+    y[150:, 4] += 6
+    y[30, 2] = np.nan
+    results = []
+    for block in (1, 64, 200):
+        det = Detector(20, noise=noise, arl=1e3, burn_in=50, clip=4.0)
+        blocks = [slice(i, i + block) for i in range(0, 200, block)]
+        results.append(
+            [a for b in blocks for a in det.update(np.arange(200)[b], y[b], 1.0 if noise == "given" else None)]
+        )
+    assert any(a.channel == 4 for a in results[0])
+    assert results[1] == results[0]
+    assert results[2] == results[0]
+
+
 def test_a_channel_alone_equals_itself_among_many():
     rng = np.random.default_rng(2)
     y = rng.normal(size=(150, 40)).astype("f4")

@@ -93,6 +93,7 @@ class Noise:
 
     def __init__(self, kind: str, channels: int, burn_in: int, clip: float | None = None) -> None:
         self.kind, self.channels, self.burn_in, self.clip = kind, channels, burn_in, clip
+        self.offset: _Floats | None = None  # (channels,), first values: float64 is brought near zero before float32
         self.scale: _Floats | None = None  # (channels,)
         self.phi: _Floats | None = None
         self.gap = 0.0
@@ -132,15 +133,19 @@ class Noise:
                 return None
             step, x, values = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
             self.waiting = []
-            self._estimate(step, x, values)
+            first = slice(self.burn_in)  # however the steps come in blocks
+            self._estimate(step[first], x[first], values[first])
         return self._scaled(x, values) if self.kind == "mad" else self._uncorrelated(step, x, values)
 
     def _float32(self, y: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if y.dtype == np.float32:
             return y
-        if self.scale is None:
-            self.scale = np.where(np.isfinite(y[0]), y[0], 0.0).astype(np.float64)  # an offset, for unit noise
-        return (y - self.scale).astype(np.float32)
+        return (y - self._offset(y)).astype(np.float32)
+
+    def _offset(self, y: npt.NDArray[Any]) -> _Floats:
+        if self.offset is None:
+            self.offset = np.where(np.isfinite(y[0]), y[0], 0.0).astype(np.float64)
+        return self.offset
 
     def _given(self, x: _Floats, y: npt.NDArray[Any], se: _Floats | None) -> Whitened:
         if se is None:
@@ -150,10 +155,9 @@ class Noise:
             self.scale = np.broadcast_to(
                 np.where(np.isfinite(first) & (first > 0), first, 1.0), (self.channels,)
             ).copy()
-            self.last_y = np.where(np.isfinite(y[0]), y[0], 0.0).astype(np.float64)
         with np.errstate(divide="ignore", over="ignore"):
             weight = np.ascontiguousarray((self.scale[: se.shape[1]] / se) ** 2)
-        scaled = ((y - self.last_y) / self.scale).astype(np.float32)
+        scaled = ((y - self._offset(y)) / self.scale).astype(np.float32)
         return Whitened(x, self._clipped(scaled), weight[:, 0].copy() if se.shape[1] == 1 else weight)
 
     def _estimate(self, step: _Floats, x: _Floats, y: _Floats) -> None:
@@ -167,9 +171,7 @@ class Noise:
 
     def _scaled(self, x: _Floats, y: _Floats) -> Whitened:
         assert self.scale is not None
-        if np.isnan(self.last_y).all():
-            self.last_y = np.where(np.isfinite(y[0]), y[0], 0.0)
-        return Whitened(x, self._clipped(((y - self.last_y) / self.scale).astype(np.float32)), None)
+        return Whitened(x, self._clipped(((y - self._offset(y)) / self.scale).astype(np.float32)), None)
 
     def _uncorrelated(self, step: _Floats, x: _Floats, y: _Floats) -> Whitened:
         assert self.phi is not None
@@ -229,4 +231,4 @@ class Noise:
             setattr(self, name, state[name])
 
 
-_STATE = ("kind", "scale", "phi", "gap", "waiting", "last_y", "last_step", "last_x", "recent")
+_STATE = ("kind", "offset", "scale", "phi", "gap", "waiting", "last_y", "last_step", "last_x", "recent")
