@@ -10,6 +10,7 @@ import numpy.typing
 
 __all__: list[str] = [
     "Focus",
+    "GlrDetector",
     "Program",
     "StageDetector",
     "batch_indices",
@@ -198,6 +199,44 @@ class Program:
         """Advances all chains by `steps` steps."""
     def scratch(self, layout: typing.SupportsInt | typing.SupportsIndex) -> int:
         """Floats that a thread needs beside a chain's own vectors."""
+
+class GlrDetector:
+    def __init__(
+        self,
+        channels: typing.SupportsInt | typing.SupportsIndex,
+        model: typing.SupportsInt | typing.SupportsIndex,
+        per_octave: typing.SupportsInt | typing.SupportsIndex,
+        side: typing.SupportsInt | typing.SupportsIndex,
+        threshold: typing.SupportsFloat | typing.SupportsIndex,
+        drop: typing.SupportsFloat | typing.SupportsIndex,
+        restart: bool,
+    ) -> None: ...
+    def load(self, state: dict) -> None: ...
+    def profile(self, channel: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float64]:
+        """Candidates (k, 4), youngest first: tau, x, statistic, direction."""
+    def restart(
+        self, channel: typing.SupportsInt | typing.SupportsIndex, tau: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def squares(self) -> numpy.typing.NDArray[numpy.float32]:
+        """Statistics (candidates, channels) of what the last step looked at, youngest first."""
+    def state(self) -> dict: ...
+    def update(
+        self,
+        x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64],
+        y: numpy.typing.NDArray[numpy.float32],
+        w: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None,
+        own_x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64] | None,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float64]:
+        """Alarms (k, 10): n, channel, statistic, tau, low, high, x, x_low, x_high, direction."""
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+    @property
+    def peak(self) -> numpy.typing.NDArray[numpy.float32]: ...
+    @property
+    def statistic(self) -> numpy.typing.NDArray[numpy.float32]: ...
 
 def batch_indices(
     out: typing.SupportsInt | typing.SupportsIndex,

@@ -5,6 +5,7 @@
 
 void bind_changepoint(pybind11::module_&);
 void bind_engine(pybind11::module_&);
+void bind_glr(pybind11::module_&);
 void bind_info(pybind11::module_&);
 void bind_noise(pybind11::module_&);
 void bind_update(pybind11::module_&);
