@@ -103,6 +103,7 @@ def test_published_stage_ends_are_found_online(name):
         (([0, 1], [0, 1], 0, 0), {}, ShapeError, "y: expected shape (2, channels), got (2,)"),
         (([0, 1], [[0], [1]], 0, 1), {}, DataError, "x: expected values up to 0 and beyond 1, got 1 and 0"),
         (([0, 1], [[0], [1]], 0, 0), {"level": 2}, ValueError, "level: expected a number between 0 and 1, got 2"),
+        (([0, 1], [[0], [1]], 0, 0), {"model": "step"}, ValueError, "model: expected 'mean' or 'kink', got 'step'"),
         (([0, 1], [[0], [1]], 0, 0), {"se": [1, 1, 1]}, ShapeError,
          "se: expected shape (2, 1), (1,) or a number, got (3,)"),
     ],

@@ -35,6 +35,9 @@ class Localization:
         se: its standard error.
         level: bound on the expected share of false ones among those named.
 
+    Returns:
+        The channels, with the effect and its standard error in each.
+
     Shape:
         channels: (named,); p, effect, se: (channels,).
     """
@@ -86,19 +89,24 @@ def localize(
         model: ``"mean"``: a jump of the level; ``"kink"``: a bend of a line.
         level: bound on the expected share of false ones among those named.
 
+    Returns:
+        The channels, with the effect and its standard error in each.
+
     Shape:
         x: (n,); y: (n, channels); se: scalar, (channels,) or as y.
 
     Raises:
         ShapeError: ``y`` or ``se`` is not as above.
         DataError: nothing lies before ``start`` or after ``alarm``.
-        ValueError: ``level`` is not between 0 and 1.
+        ValueError: ``level`` is not between 0 and 1, or ``model`` is unknown.
 
     Source:
         Benjamini, Hochberg (1995), JRSS B 57(1).
     """
     if not 0 < level < 1:
         raise ValueError(f"level: expected a number between 0 and 1, got {level}")
+    if model not in ("mean", "kink"):
+        raise ValueError(f"model: expected 'mean' or 'kink', got {model!r}")
     at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if at.ndim != 1 or values.ndim != 2 or values.shape[0] != at.size:
         raise ShapeError(f"y: expected shape ({at.size}, channels), got {values.shape}")
