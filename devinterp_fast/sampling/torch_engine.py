@@ -44,14 +44,18 @@ def undisturbed(parameters: int, batch: int) -> Iterator[None]:
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """A copy whose parameters the engine may move.
+    """A copy whose parameters the engine may point elsewhere.
+
+    Until it does, they share the memory of the model's own: the engine gives each moving one a view of a chain's
+    vector, and only reads the others.
 
     Raises:
         ModelError: the model cannot be copied.
     """
     try:
         with torch.inference_mode(False):
-            return copy.deepcopy(model)
+            shared = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+            return copy.deepcopy(model, shared)
     except (RuntimeError, TypeError, AttributeError, copy.Error) as error:
         raise ModelError(f"model: expected a module that copy.deepcopy can copy, got {error}") from error
 
