@@ -1,11 +1,12 @@
-"""Fits the polynomials of csrc/core/math.hpp and prints them with their errors.
+"""Fits the polynomials of csrc/core/normal.hpp and math.hpp and prints them with their errors.
 
 Minimax fits by iterated weighted least squares on a dense Chebyshev grid (Lawson's algorithm), rounded to
 float32 one coefficient at a time, the later ones refitted after each rounding. Run with
-``python tools/polynomials.py``; needs numpy alone. The header quotes the output.
+``python tools/polynomials.py``; needs numpy and scipy. The headers quote the output.
 """
 
 import numpy as np
+from scipy.special import erfcx
 
 
 def lawson(basis, target, rounds=400):
@@ -49,3 +50,7 @@ if __name__ == "__main__":
     for degree in (3, 4):
         report("sin(pi sqrt(v)) / sqrt(v)", lambda v: np.pi * np.sinc(np.sqrt(v)), 0.0, 1 / 16, degree)
         report("cos(pi sqrt(v))", lambda v: np.cos(np.pi * np.sqrt(v)), 0.0, 1 / 16, degree)
+    report("exp(r)", np.exp, -0.35, 0.35, 6)  # a little more than ln 2 / 2, for the reduction's rounding
+    report("tanh(sqrt(v)) / sqrt(v)", lambda v: np.tanh(np.sqrt(v)) / np.sqrt(v), 1e-12, 25 / 64, 5)
+    # t = 1 / (1 + 0.4 z); below t = 0.2, that is beyond z = 10, the density is 0 in float32
+    report("erfcx(z) / t", lambda t: erfcx((1 / t - 1) / 0.4) / t, 0.2, 1.0, 9)
