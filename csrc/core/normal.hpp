@@ -5,8 +5,8 @@
 //
 // Only + - * fma sqrt and integer operations: the bits are equal on every lane type. The radius uses all 32
 // bits of its word, u = (x + 1/2) / 2^32, so normals reach 6.76. Relative error of the logarithm, sine and
-// cosine about 1e-7; a radius below 0.01 is coarse, since u near 1 is, by up to 2e-5 absolute. The polynomials are fitted by tools/polynomials.py.
-// Source: Box, Muller (1958).
+// cosine about 1e-7; a radius below 0.01 is coarse, since u near 1 is, by up to 2e-5 absolute. The polynomials are
+// fitted by tools/polynomials.py. Source: Box, Muller (1958).
 #pragma once
 #include "philox.hpp"
 
