@@ -130,6 +130,8 @@ bench:
 run-bench: $(VENV)/.package-$(FILES)
 	$(INSTALL) 'devinterp-fast[bench]'
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py'
+	$(BIN)/python benchmarks/bench_engine.py
+	$(BIN)/python benchmarks/bench_peers.py
 
 clean:
 	rm -rf build dist $(VENV) $(VENV)-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
