@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from devinterp_fast import _cpu  # type: ignore[attr-defined, unused-ignore]
+from devinterp_fast import _cpu
 from devinterp_fast._program import Description, Unsupported, describe
 
 Batches = Literal["independent", "shared", "epoch", "full"]
