@@ -98,7 +98,7 @@ def estimate_llc(
     n: int | None = None,
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
-    batches: str = "independent",
+    batches: str = "auto",
     mask: Tensor | dict[str, Tensor] | None = None,
     backend: str = "auto",
     seed: int = 0,

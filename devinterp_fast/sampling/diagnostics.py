@@ -143,6 +143,6 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
 
 
 def _covariance(a: Floats, b: Floats) -> Floats:
-    """Of two quantities of the same chain. Shape: (chains, draws) twice -> (chains,)."""
-    product: Floats = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
+    """Of two quantities of the same chain, about the mean of all chains. Shape: (chains, draws) twice -> (chains,)."""
+    product: Floats = ((a - a.mean(keepdims=True)) * (b - b.mean(keepdims=True))).mean(1)
     return product
