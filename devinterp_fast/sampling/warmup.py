@@ -125,6 +125,8 @@ def sgnht(
 ) -> Settings:
     """SGNHT that is ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
 
+    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift.
+
     Args:
         run: runs settings.
         settings: of the run; chains, targets and seed are taken from it.
@@ -136,7 +138,7 @@ def sgnht(
     history: list[Floats] = []
     calm, spent, look = 0, 0, 10 * _FIRST
     lr = STEP / stiffness
-    while spent + look <= steps // 3 and calm < 2:
+    while spent + look <= steps // 3 and (calm < 2 or spent < steps // 8):
         for _ in range(4):
             piece = replace(
                 settings, draws=look // 4, burn_in=0, thin=1, lr=np.full(settings.chains, lr), sampler=sampler,
