@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bind/bind.hpp"
+#include "cpu/chain_losses.hpp"
 
 namespace py = pybind11;
 
@@ -92,6 +93,20 @@ void bind_engine(py::module_& m) {
           },
           py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"), py::arg("losses"),
           "The same in double.")
+      .def(
+          "chain_losses",
+          [](const CompiledProgram& p, const DataTuple& data, uintptr_t w, int64_t w_ld, int64_t chains,
+             uintptr_t frozen, uintptr_t index, int64_t count, uintptr_t losses, uintptr_t g, int64_t g_ld,
+             int threads) {
+            const py::gil_scoped_release unlocked;
+            const dif::ChainRows rows{reinterpret_cast<const float*>(w), w_ld, chains,
+                                      reinterpret_cast<const float*>(frozen)};
+            dif::chain_losses(p, data_of<float>(data), rows, reinterpret_cast<const int32_t*>(index), count,
+                              reinterpret_cast<double*>(losses), count, reinterpret_cast<float*>(g), g_ld, threads);
+          },
+          py::arg("data"), py::arg("w"), py::arg("w_ld"), py::arg("chains"), py::arg("frozen"), py::arg("index"),
+          py::arg("count"), py::arg("losses"), py::arg("g"), py::arg("g_ld"), py::arg("threads"),
+          "losses (chains, count) of chains w (chains, dim), and unless g is 0 the gradients of their means.")
       .def(
           "run",
           [](const CompiledProgram& p, const DataTuple& data, int64_t chains, uint32_t first_chain, uint64_t seed,
