@@ -13,6 +13,17 @@ namespace dif::cuda {
 // The number of devices; if 0, `reason` (a static text) says why.
 int device_count(const char** reason);
 
+// Makes a device the current one, and puts the former one back.
+struct OnDevice {
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  const char* error = nullptr;
+
+ private:
+  int before_ = -1;
+};
+
 // One tensor of a model, for all chains: g (chains, size; row stride ld), its first number being coordinate `first`.
 struct Gradient {
   int64_t first, size;
