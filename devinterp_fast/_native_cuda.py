@@ -95,6 +95,8 @@ def _block(name: str, tensor: Tensor) -> tuple[int, int, torch.device]:
 def _pieces(
     gradients: Sequence[Tensor], chains: int, dim: int, device: torch.device
 ) -> list[tuple[int, int, int, int]]:
+    gradients: Sequence[Tensor], chains: int, dim: int, device: torch.device
+) -> list[tuple[int, int, int, int]]:
     """The gradients as (first, size, address, row stride)."""
     pieces, first = [], 0
     for g in gradients:
@@ -196,7 +198,8 @@ def sgld_step_(
             device.index, stream, w.data_ptr(), w.stride(0), center.data_ptr(), center_ld,
             0 if mask is None else mask.data_ptr(), mask_ld, chains, pieces,
             lr.data_ptr(), localization.data_ptr(), nbeta.data_ptr(), seed.data_ptr(), step.data_ptr(),
-            first_chain, noise, 0 if partial is None else partial.data_ptr(), 0 if energy is None else energy.data_ptr(),
+            first_chain, noise, 0 if partial is None else partial.data_ptr(),
+            0 if energy is None else energy.data_ptr(),
         )
     )  # fmt: skip
     return w
