@@ -95,8 +95,6 @@ def _block(name: str, tensor: Tensor) -> tuple[int, int, torch.device]:
 def _pieces(
     gradients: Sequence[Tensor], chains: int, dim: int, device: torch.device
 ) -> list[tuple[int, int, int, int]]:
-    gradients: Sequence[Tensor], chains: int, dim: int, device: torch.device
-) -> list[tuple[int, int, int, int]]:
     """The gradients as (first, size, address, row stride)."""
     pieces, first = [], 0
     for g in gradients:
