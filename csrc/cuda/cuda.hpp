@@ -60,4 +60,11 @@ int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains);
 const char* sgld_step(const Chains&, const Gradient* gradients, int64_t count, const SgldSettings&, const Clock&,
                       double* partial, double* energy, void* stream);
 
+// out (chains, size; row stride ld) <- numbers whose address is (seed; coordinate, first_chain + row, step,
+// stream_number). signs: 1 or -1, the sign being the word's highest bit. words: Philox words, their bits in the floats'
+// place.
+enum class Noise : int32_t { normals, signs, words };
+const char* fill_noise(Noise, float* out, int64_t chains, int64_t size, int64_t ld, uint32_t stream_number,
+                       const Clock&, void* stream);
+
 }  // namespace dif::cuda
