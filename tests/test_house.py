@@ -21,7 +21,7 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu", "_cuda", "_random"},
+    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random"},
     {"_native", "_native_cuda", "_reference"},
     {"_ops", "_ops_cuda", "_flat", "_program"},
     {"sampling", "distributed"},

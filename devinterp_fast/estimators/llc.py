@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from devinterp_fast import _flat
 from devinterp_fast.errors import NumericalError
-from devinterp_fast.sampling import engines
+from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
 from devinterp_fast.sampling.objective import LossFn, Objective
@@ -148,7 +148,7 @@ def estimate_llc(
         localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
         mask=mask, backend=backend, seed=seed,
     )  # fmt: skip
-    trace, engine = prepared.run("LLC", progress=progress)
+    trace, engine = jobs.run([prepared], "LLC", progress=progress)[0]
     return _result(trace, prepared, engine, time.perf_counter() - began)
 
 

@@ -1,4 +1,4 @@
-"""What every estimator does before and around its chains: settings, baseline, engine, run.
+"""What every estimator does before its chains run: settings, baseline, choice of engine.
 
 Settings are checked and "auto" filled in, the loss of each sample at the center is computed once, an engine is chosen.
 Nothing of the user's changes: the chains walk on copies.
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
-from devinterp_fast.progress import ProgressBar
 from devinterp_fast.sampling import defaults, engines
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.run import Settings
 from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
 Floats = npt.NDArray[np.float64]
@@ -60,23 +59,6 @@ class Prepared:
     settings: Settings
     auto_lr: bool
     choice: engines.Choice
-
-    def run(self, title: str, *, progress: bool) -> tuple[Trace, str]:
-        """Runs every chain to its end.
-
-        Args:
-            title: of the progress bar.
-            progress: show it on a terminal.
-
-        Returns:
-            The trace, and the engine's name.
-        """
-        engine = engines.make(
-            self.choice, self.model, self.objective, self.data, self.where, self.center, self.baseline, self.mask,
-            self.settings,
-        )  # fmt: skip
-        with ProgressBar(title, self.settings.steps * self.settings.chains, show=progress) as bar:
-            return engine.run(bar.update), engine.name
 
 
 def prepare(
