@@ -21,7 +21,7 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu", "_random"},
+    {"errors", "progress", "_cpu", "_interrupt", "_random"},
     {"_native", "_reference"},
     {"_ops", "_flat", "_program"},
     {"sampling", "distributed"},

@@ -86,7 +86,7 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
   const PhiloxKeys key(seed);
   const L::F nbeta = L::load(block.nbeta), localization = L::load(block.localization);
   const L::F minus_half_lr = L::load(block.minus_half_lr), noise = L::load(block.noise);
-  for (int i = 0; i < 16; ++i) energy[i] = 0.0;
+  for (int i = 0; i < 32; ++i) energy[i] = 0.0;
   for (int64_t quad = 0; 4 * quad < block.dim; ++quad) {
     const PhiloxWords<Noise> words =
         philox_rounds<Noise>(key, Noise::wide(static_cast<uint32_t>(quad)), Noise::counters(first_chain),
@@ -105,7 +105,10 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
       L::store(block.w + 16 * i, L::fma(noise, L::load(draw), L::fma(minus_half_lr, d, w)));
       L::store(drift, d);
       L::store(force, f);
-      for (int j = 0; j < 16; ++j) energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
+      for (int j = 0; j < 16; ++j) {
+        energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
+        energy[16 + j] += static_cast<double>(drift[j]) * static_cast<double>(drift[j]);
+      }
     }
   }
 }

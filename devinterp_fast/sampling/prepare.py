@@ -1,4 +1,4 @@
-"""What every estimator does before and around its chains: settings, baseline, engine, run.
+"""What every estimator does before its chains run: settings, baseline, choice of engine.
 
 Settings are checked and "auto" filled in, the loss of each sample at the center is computed once, an engine is chosen.
 Nothing of the user's changes: the chains walk on copies.
@@ -17,17 +17,17 @@ from torch import Tensor, nn
 
 from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
-from devinterp_fast.progress import ProgressBar
 from devinterp_fast.sampling import defaults, engines
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.run import Settings
+from devinterp_fast.sampling.samplers import KINDS, Sampler
 from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
 Floats = npt.NDArray[np.float64]
 PerChain = float | Sequence[float]
 
-SAMPLERS = ("auto", "sgld")
+SAMPLERS = ("auto", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -61,23 +61,6 @@ class Prepared:
     auto_lr: bool
     choice: engines.Choice
 
-    def run(self, title: str, *, progress: bool) -> tuple[Trace, str]:
-        """Runs every chain to its end.
-
-        Args:
-            title: of the progress bar.
-            progress: show it on a terminal.
-
-        Returns:
-            The trace, and the engine's name.
-        """
-        engine = engines.make(
-            self.choice, self.model, self.objective, self.data, self.where, self.center, self.baseline, self.mask,
-            self.settings,
-        )  # fmt: skip
-        with ProgressBar(title, self.settings.steps * self.settings.chains, show=progress) as bar:
-            return engine.run(bar.update), engine.name
-
 
 def prepare(
     model: nn.Module,
@@ -92,7 +75,7 @@ def prepare(
     localization: PerChain | str = "auto",
     nbeta: PerChain | None = None,
     n: int | None = None,
-    sampler: str = "auto",
+    sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "independent",
     mask: Tensor | dict[str, Tensor] | None = None,
@@ -108,11 +91,10 @@ def prepare(
     samples = as_data(data)
     where = _flat.layout(model)
     moves = None if mask is None else _flat.flat_mask(mask, where)
-    _choice("sampler", sampler, SAMPLERS)
     _choice("backend", backend, engines.BACKENDS)
     settings = _settings(
         samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
-        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr,
+        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr, sampler=_sampler(sampler),
     )  # fmt: skip
     center = _flat.flatten(model, where)
     with undisturbed(where.dim, settings.batch_size):
@@ -158,6 +140,13 @@ def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -
     return out
 
 
+def _sampler(sampler: str | Sampler) -> Sampler:
+    if isinstance(sampler, Sampler):
+        return sampler
+    _choice("sampler", sampler, SAMPLERS)
+    return Sampler("sgld" if sampler == "auto" else sampler)
+
+
 def _settings(
     samples: int,
     *,
@@ -172,6 +161,7 @@ def _settings(
     batch_size: int,
     batches: str,
     seed: int,
+    sampler: Sampler,
 ) -> Settings:
     """Checks the settings of a run and fills in the defaults; ``lr="auto"`` is left at 1 for the caller to set."""
     chains, thin = _count("chains", chains, 1), _count("thin", thin, 1)
@@ -203,6 +193,7 @@ def _settings(
         batches=batches,
         batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
         seed=_seed(seed),
+        sampler=sampler,
     )
 
 
