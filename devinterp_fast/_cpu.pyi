@@ -114,6 +114,31 @@ class Program:
         dim: typing.SupportsInt | typing.SupportsIndex,
         total: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
+    def chain_losses(
+        self,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        w: typing.SupportsInt | typing.SupportsIndex,
+        w_ld: typing.SupportsInt | typing.SupportsIndex,
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        frozen: typing.SupportsInt | typing.SupportsIndex,
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        g_ld: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Losses (chains, count) of chains w (chains, dim), and unless g is 0 the gradients of their means."""
     def layout(self, mode: typing.SupportsInt | typing.SupportsIndex) -> int:
         """0 matrix, 1 samples in the lanes, 2 chains in the lanes."""
     def pass_f32(

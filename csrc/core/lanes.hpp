@@ -90,6 +90,11 @@ struct PortableLanes {
     DIF_EACH r.v[i] = fma1(a.v[i], b.v[i], c.v[i]);
     return r;
   }
+  static DIF_INLINE F div(F a, F b) {
+    F r;
+    DIF_EACH r.v[i] = a.v[i] / b.v[i];
+    return r;
+  }
   static DIF_INLINE F sqrt(F a) {
     F r;
     DIF_EACH r.v[i] = __builtin_sqrtf(a.v[i]);

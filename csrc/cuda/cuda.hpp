@@ -13,6 +13,17 @@ namespace dif::cuda {
 // The number of devices; if 0, `reason` (a static text) says why.
 int device_count(const char** reason);
 
+// Makes a device the current one, and puts the former one back.
+struct OnDevice {
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  const char* error = nullptr;
+
+ private:
+  int before_ = -1;
+};
+
 // One tensor of a model, for all chains: g (chains, size; row stride ld), its first number being coordinate `first`.
 struct Gradient {
   int64_t first, size;
@@ -48,5 +59,12 @@ int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains);
 // The tensors must not overlap. energy and partial may be null. Same bits as the CPU's step.
 const char* sgld_step(const Chains&, const Gradient* gradients, int64_t count, const SgldSettings&, const Clock&,
                       double* partial, double* energy, void* stream);
+
+// out (chains, size; row stride ld) <- numbers whose address is (seed; coordinate, first_chain + row, step,
+// stream_number). signs: 1 or -1, the sign being the word's highest bit. words: Philox words, their bits in the floats'
+// place.
+enum class Noise : int32_t { normals, signs, words };
+const char* fill_noise(Noise, float* out, int64_t chains, int64_t size, int64_t ld, uint32_t stream_number,
+                       const Clock&, void* stream);
 
 }  // namespace dif::cuda

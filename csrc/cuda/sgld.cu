@@ -98,7 +98,7 @@ const char* sgld_step(const Chains& block, const Gradient* gradients, int64_t co
                       const Clock& clock, double* partial, double* energy, void* stream) {
   if (block.chains <= 0) return nullptr;
   const char* error = for_launches(gradients, count, [&](const Tensors& tensors, int64_t pieces) -> const char* {
-    if (pieces * block.chains > most_blocks) return "more blocks of coordinates than one launch can have";
+    if (pieces * block.chains > most_blocks) return too_many_blocks;
     const auto blocks = static_cast<unsigned>(pieces * block.chains);
     if (energy) {
       DIF_LAUNCH(sgld_kernel<true>, blocks, workers + warp, 0, stream, block, tensors, settings, clock, partial);

@@ -105,6 +105,30 @@ class Program:
             parts[1] = parts[0]  # the engine need not gather it twice
         return (*(p.data_ptr() for p in parts), *(p.stride(0) for p in parts), self.n), parts
 
+    def chain_losses(self, w: Tensor, data: Any, *, threads: int, gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """Per-sample losses of many chains, and the gradient of each chain's mean of them.
+
+        Args:
+            w: where the chains are.
+            data: the first part of ``data(torch.float32)``, whose second part lives on meanwhile.
+            threads: over chains and blocks of samples; they do not show in the result.
+            gradient: whether it is wanted; (chains, 0) if not.
+
+        Shape:
+            w: float32 (chains, dim) -> float64 (chains, n), float32 (chains, dim).
+        """
+        rows, n = w.detach().to(torch.float32).contiguous(), int(data[-1])
+        frozen = self.description.frozen.to(torch.float32).contiguous()
+        index = torch.arange(n, dtype=torch.int32)
+        losses = torch.empty(len(rows), n, dtype=torch.float64)
+        g = torch.empty(len(rows), self.dim if gradient else 0)
+        self.native.chain_losses(
+            data=data, w=rows.data_ptr(), w_ld=self.dim, chains=len(rows), frozen=frozen.data_ptr(),
+            index=index.data_ptr(), count=n, losses=losses.data_ptr(), g=g.data_ptr() if gradient else 0,
+            g_ld=self.dim, threads=threads,
+        )  # fmt: skip
+        return losses, g
+
     def losses(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """Per-sample losses at ``w`` (dim), float32 or float64: float64 (samples,)."""
         return self._pass(w, index, False)[0]
@@ -163,12 +187,13 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
         raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
     description = describe(model, loss_fn, x, y)
     program = Program(description, description.native(), x.shape[0], x, y)
-    _check_integers(program)
+    check_integers(program)
     _check_autograd(program, model, loss_fn)
     return program
 
 
-def _check_integers(program: Program) -> None:
+def check_integers(program: Program) -> None:
+    """Raises ``Unsupported`` where a token or class of the data has no row or column of its own."""
     d = program.description
     if d.tokens:
         tokens = d.tokens.rows(program.x, program.y, torch.int64)
@@ -331,11 +356,31 @@ class NativeRun:
         )
         self.step += steps
 
-    def finish(self, progress: Callable[[int, int], None] | None = None) -> NativeRun:
-        """Runs to the end; every tenth of a second or so Ctrl-C is heard and ``progress(step, steps)`` called."""
-        work = max(1, self.program.description.multiply_adds) * self.batch_size * self.chains
-        while self.step < self.steps:
-            self.advance(max(1, int(_CALL / work)))
+    def finish(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        see: Callable[[int, Tensor], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> NativeRun:
+        """Runs to the end, or until ``stop()``, which every tenth of a second or so is asked and progress told.
+
+        Args:
+            progress: called as ``progress(step, steps)``.
+            see: called as ``see(k, w)`` once draw k is recorded, w (chains, dim) being where its losses were taken;
+                the memory of w is used again. Numbers are the same with and without it.
+            stop: whether to end early.
+        """
+        call = max(1, int(_CALL / (max(1, self.program.description.multiply_adds) * self.batch_size * self.chains)))
+        w = torch.empty_like(self.w) if see else self.w
+        while self.step < self.steps and not stop():
+            ahead = self.burn_in - self.step if self.step < self.burn_in else (self.burn_in - self.step) % self.thin
+            if see is None or ahead:
+                self.advance(min(call, ahead) if see else call)
+            else:
+                w.copy_(self.w)
+                self.advance(1)
+                see((self.step - 1 - self.burn_in) // self.thin, w)
             if progress:
                 progress(self.step, self.steps)
         return self

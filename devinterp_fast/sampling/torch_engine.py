@@ -21,7 +21,7 @@ from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, draw
 from devinterp_fast.sampling.objective import MeanLoss, Objective
-from devinterp_fast.sampling.run import Floats, Settings, Trace
+from devinterp_fast.sampling.run import Floats, See, Settings, Trace
 
 VMAP_LIMIT = 2**16
 """Below this many parameters x samples a step is all Python: chains go together. Measured: benchmarks/bench_llc.py."""
@@ -101,11 +101,15 @@ class TorchEngine:
         """The engine, as results quote it."""
         return f"torch/{_cpu.isa()}" if self.fused else "torch/reference"
 
-    def run(self, progress: Callable[[int, str], None]) -> Trace:
-        """Runs every chain to its end.
+    def run(
+        self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Trace:
+        """Runs every chain to its end, or until ``stop()``; draws not reached by then are NaN.
 
         Args:
             progress: called with (updates done, a note with the estimate so far) now and then.
+            see: is shown each draw; numbers are the same with and without it.
+            stop: whether to end early, asked at every step.
         """
         s = self.settings
         with undisturbed(self.where.dim, s.batch_size):
@@ -119,11 +123,11 @@ class TorchEngine:
             row = self.where.block(1).copy_(self.center)
             if self.together and self._vmap_knows(row):
                 rows = self.where.block(s.chains).copy_(self.center)
-                self._walk(trace, 0, rows, self._gradients_together(rows), progress)
+                self._walk(trace, 0, rows, self._gradients_together(rows), progress, see, stop)
             else:
                 for c in range(s.chains):
                     row.copy_(self.center)
-                    self._walk(trace, c, row, self._gradients_alone(row[0]), progress)
+                    self._walk(trace, c, row, self._gradients_alone(row[0]), progress, see, stop)
         trace.energy /= max(s.steps - s.burn_in, 1)
         return trace
 
@@ -143,6 +147,8 @@ class TorchEngine:
         rows: Tensor,
         gradients: Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]],
         progress: Callable[[int, str], None],
+        see: See | None,
+        stop: Callable[[], bool],
     ) -> None:
         """Takes the chains that start with number ``low``, whose vectors are ``rows``, to their end."""
         s, count = self.settings, len(rows)
@@ -151,6 +157,9 @@ class TorchEngine:
         energy = torch.zeros(count, dtype=torch.float64)
         threads = torch.get_num_threads()
         for step in range(s.steps):
+            if stop():
+                trace.energy[low:high] *= (s.steps - s.burn_in) / max(step - s.burn_in, 1)  # a mean over what there is
+                return
             index = draw(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed, step=step)
             losses, grads = gradients(index)
             values = losses.numpy()
@@ -164,6 +173,8 @@ class TorchEngine:
             if at is not None:
                 trace.loss[low:high, at] = values
                 trace.baseline[low:high, at] = self._baseline(index, count)
+                if see is not None:
+                    see(at, slice(low, high), rows, values, trace.baseline[low:high, at])
                 if at % 16 == 0:
                     gain = trace.loss[low, : at + 1] - trace.baseline[low, : at + 1]
                     progress(low * s.steps + (step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")

@@ -1,0 +1,197 @@
+"""What every estimator does before its chains run: settings, baseline, choice of engine.
+
+Settings are checked and "auto" filled in, the loss of each sample at the center is computed once, an engine is chosen.
+Nothing of the user's changes: the chains walk on copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast import _flat
+from devinterp_fast.errors import LossError
+from devinterp_fast.sampling import defaults, engines
+from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.objective import LossFn, Objective
+from devinterp_fast.sampling.run import Settings
+from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
+
+Floats = npt.NDArray[np.float64]
+PerChain = float | Sequence[float]
+
+SAMPLERS = ("auto", "sgld")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has not begun.
+
+    Attributes:
+        model: the user's, at the center.
+        objective: the loss.
+        data: all samples.
+        where: layout of the parameters.
+        center: what the chains start from and are localized at.
+        baseline: the loss of each sample at the center.
+        mask: coordinates that move, or None for all.
+        settings: "auto" resolved.
+        auto_lr: whether the step size was left to us.
+        choice: which engine runs, and why.
+
+    Shape:
+        center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
+    """
+
+    model: nn.Module
+    objective: Objective
+    data: Data
+    where: _flat.Layout
+    center: Tensor
+    baseline: Tensor
+    mask: Tensor | None
+    settings: Settings
+    auto_lr: bool
+    choice: engines.Choice
+
+
+def prepare(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: object,
+    *,
+    chains: int = 8,
+    draws: int | str = "auto",
+    burn_in: int | str = "auto",
+    thin: int = 1,
+    lr: PerChain | str = "auto",
+    localization: PerChain | str = "auto",
+    nbeta: PerChain | None = None,
+    n: int | None = None,
+    sampler: str = "auto",
+    batch_size: int = 256,
+    batches: str = "independent",
+    mask: Tensor | dict[str, Tensor] | None = None,
+    backend: str = "auto",
+    seed: int = 0,
+) -> Prepared:
+    """Checks everything, fills in what is "auto", and chooses the engine; see ``estimate_llc`` for the arguments.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
+        ValueError: a setting is out of range.
+    """
+    samples = as_data(data)
+    where = _flat.layout(model)
+    moves = None if mask is None else _flat.flat_mask(mask, where)
+    _choice("sampler", sampler, SAMPLERS)
+    _choice("backend", backend, engines.BACKENDS)
+    settings = _settings(
+        samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
+        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr,
+    )  # fmt: skip
+    center = _flat.flatten(model, where)
+    with undisturbed(where.dim, settings.batch_size):
+        objective = Objective(loss_fn, model, samples)
+        baseline = objective.per_sample(model, samples)
+        _check_baseline(baseline)
+        if isinstance(lr, str):
+            found = defaults.step_size(
+                private_copy(model), objective, samples, where, center, moves,
+                nbeta=float(settings.nbeta.max()), localization=float(settings.localization.max()), seed=seed,
+            )  # fmt: skip
+            settings.lr[:] = found
+        choice = engines.choose(backend, model, objective, samples)
+    return Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
+def _count(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _seed(seed: object) -> int:
+    number = _count("seed", seed, 0)
+    if number >= 2**64:
+        raise ValueError(f"seed: expected an integer below 2^64, got {seed!r}")
+    return number
+
+
+def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -> Floats:
+    try:
+        out = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (chains,)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a number or {chains} numbers, got {value!r}") from error
+    if not np.isfinite(out).all() or (out < 0).any() or (not zero and (out == 0).any()):
+        least = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name}: expected finite numbers {least}, got {value!r}")
+    return out
+
+
+def _settings(
+    samples: int,
+    *,
+    chains: int,
+    draws: int | str,
+    burn_in: int | str,
+    thin: int,
+    lr: PerChain | str,
+    localization: PerChain | str,
+    nbeta: PerChain | None,
+    n: int | None,
+    batch_size: int,
+    batches: str,
+    seed: int,
+) -> Settings:
+    """Checks the settings of a run and fills in the defaults; ``lr="auto"`` is left at 1 for the caller to set."""
+    chains, thin = _count("chains", chains, 1), _count("thin", thin, 1)
+    for name, value in (("draws", draws), ("burn_in", burn_in), ("lr", lr), ("localization", localization)):
+        if isinstance(value, str):
+            _choice(name, value, ("auto",))
+    draws = defaults.DRAWS if isinstance(draws, str) else _count("draws", draws, 1)
+    burn_in = draws // 2 if isinstance(burn_in, str) else _count("burn_in", burn_in, 0)
+    if nbeta is not None and n is not None:
+        raise ValueError("nbeta: expected nbeta or n, got both")
+    if nbeta is None:
+        n = samples if n is None else _count("n", n, 2)
+        if n < 2:
+            raise ValueError("n: expected at least 2 training samples for nbeta = n / ln n, got 1: pass n or nbeta")
+        nbeta = n / math.log(n)
+    return Settings(
+        chains=chains,
+        draws=draws,
+        burn_in=burn_in,
+        thin=thin,
+        lr=_per_chain("lr", 1.0 if isinstance(lr, str) else lr, chains),
+        localization=_per_chain(
+            "localization",
+            defaults.LOCALIZATION if isinstance(localization, str) else localization,
+            chains,
+            zero=True,
+        ),
+        nbeta=_per_chain("nbeta", nbeta, chains),
+        batches=batches,
+        batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
+        seed=_seed(seed),
+    )
+
+
+def _check_baseline(baseline: Tensor) -> None:
+    bad = torch.nonzero(~torch.isfinite(baseline))
+    if len(bad):
+        raise LossError(
+            f"loss_fn: expected finite losses at the model's weights, got {baseline[bad[0, 0]]:g} "
+            f"on sample {int(bad[0, 0])} ({len(bad)} of {len(baseline)} samples)"
+        )
