@@ -16,10 +16,11 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
+from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls, step_biases
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, prepare
 from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.samplers import Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
 
 Floats = npt.NDArray[np.float64]
@@ -95,7 +96,7 @@ def estimate_llc(
     localization: PerChain | str = "auto",
     nbeta: PerChain | None = None,
     n: int | None = None,
-    sampler: str = "auto",
+    sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "independent",
     mask: Tensor | dict[str, Tensor] | None = None,
@@ -182,7 +183,7 @@ def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LL
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
     scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
-    biases = settings.lr / 8 * trace.energy
+    biases = step_biases(trace, settings, scaled)
     per_chain = np.where(healthy, scaled.mean(1) - (biases if unbias else 0.0), np.nan)
     doubt = diagnose(scaled[healthy])
     value = float(per_chain[healthy].mean())
@@ -193,7 +194,7 @@ def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LL
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
         "nbeta": settings.nbeta.tolist(), "burn_in": settings.burn_in, "thin": settings.thin,
-        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": "sgld",
+        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
         {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},

@@ -192,7 +192,7 @@ void check_gradients(const Case& c, int64_t count) {
 
 struct Result {
   std::vector<float> w;
-  std::vector<double> loss, baseline, energy;
+  std::vector<double> loss, baseline, energy, gauge;
   std::vector<int64_t> diverged;
 };
 
