@@ -9,6 +9,8 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -78,29 +80,40 @@ def built(name: str, suffix: str, key: tuple[object, ...], make) -> Path:
 def library(name: str, sources: list[Path], mode: str = "plain", defines: tuple[str, ...] = ()) -> Path:
     """A shared library of these sources and the shim; `mode` is a key of SANITIZERS.
 
-    The shim itself is never instrumented: what it does is no business of the kernels' sanitizers.
+    Only .cu files are instrumented: what the shim and the bindings do is no business of the kernels' sanitizers.
     """
-    level = "-O2" if mode == "plain" else "-O1"
-    fma = ["-march=native"] if mode == "plain" else []  # __builtin_fmaf as one instruction; the bits are the same
-    shim = [level, *SHIM, *[f"-D{d}" for d in defines]]
-    shim += [] if mode == "plain" else [f"-DDIF_SHIM_{mode.upper()}"]
+    given = [f"-D{d}" for d in defines]
     sanitize = [] if mode == "plain" else [f"-fsanitize={SANITIZERS[mode]}", "-fno-sanitize-recover=all"]
-    kernels = [level, *SHIM, *fma, *[f"-D{d}" for d in defines], *sanitize]
+    # -march=native: __builtin_fmaf as one instruction; the bits are the same
+    kernel = [*SHIM, *given, *(["-O2", "-march=native"] if mode == "plain" else ["-O1", *sanitize])]
+    shim = ["-O2", *SHIM, *([] if mode == "plain" else [f"-DDIF_SHIM_{mode.upper()}"])]
+    parts = [(HERE / "shim" / "fiber.cpp", shim, mode), (HERE / "shim" / "runtime.cpp", shim, mode)]
+    parts += [(s, kernel, f"{mode}-{name}") if s.suffix == ".cu" else (s, binding(), "bind") for s in sources]
 
     def make(target: Path) -> None:
-        objects = []
-        for source in [HERE / "shim" / "fiber.cpp", HERE / "shim" / "runtime.cpp", *sources]:
-            flags = shim if source.parent.name == "shim" else kernels
-            key = (str(source), flags)
-            file = built(f"{mode}-{name}-{source.stem}", ".o", key, lambda o, f=flags, s=source: compile_one(o, f, s))
-            objects.append(str(file))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(lambda part: str(compiled(*part)), parts))
         run([CXX, "-shared", *sanitize, *objects, "-o", str(target)])
 
-    return built(f"{mode}-{name}", ".so", (mode, [str(s) for s in sources], shim, kernels), make)
+    return built(f"{mode}-{name}", ".so", ([str(p) for p in parts], sanitize), make)
 
 
-def compile_one(target: Path, flags: list[str], source: Path) -> None:
-    run([CXX, *flags, "-c", "-x", "c++", str(source), "-o", str(target)])
+def compiled(source: Path, flags: list[str], prefix: str) -> Path:
+    command = [CXX, *flags, "-c", "-x", "c++", str(source), "-o"]
+    return built(f"{prefix}-{source.stem}", ".o", tuple(command), lambda target: run([*command, str(target)]))
+
+
+def binding() -> list[str]:
+    """Flags for csrc/bind."""
+    import pybind11
+
+    python = [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_path('include')}"]
+    return ["-O0", *SHIM, *python, '-DDIF_CUDA_VERSION="shim"', '-DDIF_CUDA_ARCHITECTURES="shim"']
+
+
+def kernels(mode: str = "plain") -> Path:
+    """The module devinterp_fast._cuda, built with the shim."""
+    return library("kernels", [*KERNELS, ROOT / "csrc" / "bind" / "cuda.cpp"], mode)
 
 
 def ptx(source: Path, defines: tuple[str, ...] = ()) -> str:

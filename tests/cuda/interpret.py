@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,6 @@ from shim import Call, Library
 def demangled(names: list[str]) -> list[str]:
     """As C++ writes them: unnamed namespaces, which each compiler mangles in its own way, are then the same."""
     return run(["c++filt", *names]).splitlines() if names else []
-
-
-@dataclass
-class Place:
-    """Where an array lies in the interpreter's memory."""
-
-    address: int
-
-    def check(self) -> None:
-        pass
 
 
 class Program:
@@ -42,10 +31,8 @@ class Program:
 
     def run(self, call: Call, seed: int = 0) -> list[np.ndarray]:
         """The arrays after the call."""
-        numbers = [i for i, a in enumerate(call.arguments) if isinstance(a, np.ndarray)]
-        memory = Arena([call.arguments[i] for i in numbers])
-        places = {i: Place(a) for i, a in zip(numbers, memory.addresses(), strict=True)}
-        for launch in self.library.record(call, places):
+        memory = Arena(call.arrays())
+        for launch in self.library.record(call, memory.addresses()):
             (name,) = demangled([launch.kernel])
             if name not in self.entries:
                 raise PtxError(f"no kernel {name} in {sorted(self.entries)}")

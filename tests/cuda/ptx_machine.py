@@ -123,7 +123,7 @@ class Machine:
             else:
                 raise PtxError(f"a variable in .{v.space}: {v.name}")
         self.stride = -(-at // 128) * 128
-        self.shared = Memory("shared memory", self.stride * slots)
+        self.shared = Memory("shared memory", self.stride * slots, blank=True)
         for s in range(slots):
             for start, size in places:
                 self.shared.exists[s * self.stride + start : s * self.stride + start + size] = True

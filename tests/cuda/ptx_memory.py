@@ -28,7 +28,7 @@ class Threads:
 class Memory:
     """Bytes at addresses base .. base + size - 1, of which those in `exists` may be touched."""
 
-    def __init__(self, name: str, size: int, base: int = 0, watched: bool = True):
+    def __init__(self, name: str, size: int, base: int = 0, watched: bool = True, blank: bool = False):
         self.name = name
         self.base = base
         # as aligned as an address says: element i of a view lies at base + i * width
@@ -40,6 +40,7 @@ class Memory:
         self.views: dict[np.dtype, np.ndarray] = {}
         words = size // 4 + 1
         self.watched = watched
+        self.blank = blank  # holds nothing until somebody stores
         if watched:
             self.writer = np.full(words, NOBODY, np.int32)
             self.reader = np.full(words, NOBODY, np.int32)
@@ -83,6 +84,8 @@ class Memory:
             return
         for word in self.words(offset, width):
             by = self.writer[word]
+            if self.blank and (by == NOBODY).any():
+                raise PtxError(f"{self.name}: a load of what nobody has stored")
             if not self.ordered(by, self.stored[:, word], t, idx).all():
                 raise PtxError(f"{self.name}: race, a load of what another thread stores")
             # Several readers since the last barrier: the thread, and the warp or block if these differ too, are SEVERAL.

@@ -9,39 +9,48 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import builds
 import numpy as np
-from shim import Call, Exact, LaunchError, Library
+from shim import Call, Exact, LaunchError, Library, replaced
 
 
-def check(library: Path, mode: str, calls: list[tuple[Call, list[np.ndarray] | None]], seeds: int = 1) -> str:
+def check(
+    library: Path, mode: str, calls: list[tuple[Call, list[np.ndarray] | None]], seeds: int = 1, module: str = ""
+) -> str:
     """Runs each call with `seeds` orders of its threads. Returns what was found: an empty text if nothing was.
 
     Each call comes with its arrays as they should be afterwards, or with None.
     """
-    arrays: dict[str, np.ndarray] = {}
+    stored: dict[str, np.ndarray] = {}
     plan = []
     for number, (call, expected) in enumerate(calls):
-        given: list[object] = []
-        for i, a in enumerate(call.arguments):
-            if isinstance(a, np.ndarray):
-                arrays[f"in{number}_{i}"] = a
-                given.append({"array": f"in{number}_{i}", "offset": a.ctypes.data % 16})
-            else:
-                given.append(a)
+        for i, a in enumerate(call.arrays()):
+            stored[f"in{number}_{i}"] = a
         for i, a in enumerate(expected or []):
-            arrays[f"out{number}_{i}"] = a
-        plan.append({"launcher": call.launcher, "arguments": given, "expected": expected is not None})
+            stored[f"out{number}_{i}"] = a
+        arguments = replaced(call.arguments, lambda a: {"array at": a.ctypes.data % 16})
+        plan.append({"launcher": call.launcher, "arguments": arguments, "expected": expected is not None})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "calls.npz"
-        np.savez(file, plan=np.array(json.dumps([plan, seeds])), **arrays)
+        np.savez(file, plan=np.array(json.dumps([plan, seeds, module])), **stored)
         command = [sys.executable, __file__, str(library), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env=builds.preload(mode))
     if done.returncode == 0:
         return ""
     return done.stdout + done.stderr or f"exit code {done.returncode}"
+
+
+def restored(value: Any, arrays: Iterator[np.ndarray]) -> Any:
+    """What `check` wrote down, with the arrays in their places."""
+    if isinstance(value, dict):
+        if set(value) == {"array at"}:
+            return at_offset(next(arrays), value["array at"])
+        return {k: restored(v, arrays) for k, v in value.items()}
+    return [restored(v, arrays) for v in value] if isinstance(value, list) else value
 
 
 def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
@@ -56,13 +65,12 @@ def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
 def main(library: Path, file: Path) -> int:
     """Prints each call that failed or gave other bits."""
     stored = np.load(file)
-    plan, seeds = json.loads(str(stored["plan"]))
-    dll = Library(library, Exact)
+    plan, seeds, module = json.loads(str(stored["plan"]))
+    dll = Library(library, Exact, module)
     wrong = 0
     for number, row in enumerate(plan):
-        arguments = tuple(
-            at_offset(stored[a["array"]], a["offset"]) if isinstance(a, dict) else a for a in row["arguments"]
-        )
+        given = (stored[name] for name in stored.files if name.startswith(f"in{number}_"))
+        arguments = restored(row["arguments"], given)
         for seed in range(seeds):
             try:
                 found = dll.run(Call(row["launcher"], arguments), seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import importlib.machinery
+import importlib.util
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,30 @@ ZONE = 256
 
 @dataclass(frozen=True)
 class Call:
-    """A launcher and its arguments: arrays go as addresses, int as int64, float as double, None as null."""
+    """A launcher and its arguments. An array goes as its address, wherever in the (nested) arguments it stands.
+
+    Of a function in C, positional arguments: int goes as int64, float as double. Of a bound one, keyword arguments.
+    """
 
     launcher: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] | dict[str, Any]
+
+    def arrays(self) -> list[np.ndarray]:
+        """In the order in which they stand."""
+        found: list[np.ndarray] = []
+        replaced(self.arguments, found.append)
+        return found
+
+
+def replaced(value: Any, function: Callable[[np.ndarray], Any]) -> Any:
+    """The same nested tuples, lists and dicts with function(array) in the place of each array."""
+    if isinstance(value, np.ndarray):
+        return function(value)
+    if isinstance(value, dict):
+        return {k: replaced(v, function) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(replaced(v, function) for v in value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -76,9 +98,9 @@ class Exact:
 
 
 class Library:
-    """A library of `builds.library`, loaded."""
+    """A library of `builds.library`, loaded; `module` is the name of its Python module, if it is one."""
 
-    def __init__(self, path: Path, memory: type[Guarded] | type[Exact] = Guarded):
+    def __init__(self, path: Path, memory: type[Guarded] | type[Exact] = Guarded, module: str = ""):
         self.path = path
         self.memory = memory
         self.dll = ctypes.CDLL(str(path))
@@ -86,40 +108,43 @@ class Library:
         self.dll.shim_launch.restype = ctypes.c_void_p
         self.dll.shim_argument.restype = ctypes.POINTER(ctypes.c_ubyte)
         self.names: dict[int, str] | None = None
+        self.module = None
+        if module:
+            loader = importlib.machinery.ExtensionFileLoader(module, str(path))
+            spec = importlib.util.spec_from_loader(module, loader)
+            assert spec is not None
+            self.module = importlib.util.module_from_spec(spec)
+            loader.exec_module(self.module)
 
-    def start(self, call: Call, buffers: dict[int, Any]) -> None:
-        given = []
-        for i, a in enumerate(call.arguments):
-            if isinstance(a, np.ndarray):
-                given.append(ctypes.c_void_p(buffers[i].address))
-            elif a is None:
-                given.append(ctypes.c_void_p(None))
-            else:
-                given.append(ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(a))
-        launcher = getattr(self.dll, call.launcher)
-        launcher.restype = ctypes.c_char_p
-        error = launcher(*given)
+    def start(self, call: Call, addresses: list[int]) -> None:
+        """Calls the launcher with these addresses in the place of its arrays."""
+        left = iter(addresses)
+        if self.module is not None:
+            error = getattr(self.module, call.launcher)(**replaced(call.arguments, lambda _: next(left)))
+        else:
+            given = replaced(call.arguments, lambda _: ctypes.c_void_p(next(left)))
+            launcher = getattr(self.dll, call.launcher)
+            launcher.restype = ctypes.c_char_p
+            told = launcher(*[c_type(a) for a in given])
+            error = told.decode() if told else None
         if error:
-            raise LaunchError(error.decode())
-
-    def buffers(self, call: Call) -> dict[int, Any]:
-        return {i: self.memory(a) for i, a in enumerate(call.arguments) if isinstance(a, np.ndarray)}
+            raise LaunchError(error)
 
     def run(self, call: Call, seed: int = 0) -> list[np.ndarray]:
         """The arrays after the call, the threads being resumed in an order that `seed` picks."""
         self.dll.shim_record(0)
         self.dll.shim_seed(seed)
-        buffers = self.buffers(call)
-        self.start(call, buffers)
-        for buffer in buffers.values():
+        buffers = [self.memory(a) for a in call.arrays()]
+        self.start(call, [b.address for b in buffers])
+        for buffer in buffers:
             buffer.check()
-        return [buffer.array.copy() for buffer in buffers.values()]
+        return [buffer.array.copy() for buffer in buffers]
 
-    def record(self, call: Call, buffers: dict[int, Any]) -> list[Launch]:
-        """The launches that the call would start, on the addresses of `buffers`."""
+    def record(self, call: Call, addresses: list[int]) -> list[Launch]:
+        """The launches that the call would start, on these addresses."""
         self.dll.shim_record(1)
         try:
-            self.start(call, buffers)
+            self.start(call, addresses)
             return list(self.recorded())
         finally:
             self.dll.shim_record(0)
@@ -147,3 +172,9 @@ class Library:
             base = here - symbols["shim_seed"]
             self.names = {base + at: name for name, at in symbols.items()}
         return self.names[address]
+
+
+def c_type(value: Any) -> Any:
+    if isinstance(value, ctypes.c_void_p):
+        return value
+    return ctypes.c_double(value) if isinstance(value, float) else ctypes.c_int64(value)
