@@ -305,6 +305,7 @@ def make(
     mask: Tensor | dict[str, Tensor] | None,
     batch_size: int | None,
     backend: str,
+    made: type[Operator] = Operator,
 ) -> Operator:
     """Poses the problem and puts an engine under it."""
     check_batch_size(batch_size)
@@ -313,13 +314,13 @@ def make(
     problem = pose(model, loss_fn, data, checkpoints=checkpoints, mask=mask, backend=backend)
     native = native_engine(kind, problem)
     if native is not None:
-        return Operator(kind, problem, native, problem.choice.reason)
+        return made(kind, problem, native, problem.choice.reason)
     if backend == "native":
         raise ModelError(f"backend: expected a matrix that the native engine knows, got {kind}")
     reason = problem.choice.reason
     if problem.choice.program is not None:
         reason = f"the native engine has no {kind}"
-    return Operator(kind, problem, Graphs(problem, build, batch_size), reason)
+    return made(kind, problem, Graphs(problem, build, batch_size), reason)
 
 
 def native_engine(kind: str, problem: Problem) -> Engine | None:
