@@ -55,6 +55,7 @@ LONG_FILES: dict[str, str] = {}
 
 ADDRESS_TAKERS = {
     "_native.py": "the one door to native code",
+    "_program/curvature.py": "a Program's state at a checkpoint stays alive between products",
     "sampling/native.py": "the engine's own door: a Program and its run keep data and chains alive between calls",
 }
 """Files that may take a tensor's address: {path inside the package: why}."""

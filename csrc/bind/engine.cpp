@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bind/bind.hpp"
+#include "bind/data.hpp"
 
 namespace py = pybind11;
 
@@ -19,16 +20,6 @@ namespace {
 
 using dif::CompiledProgram;
 using Integers = std::vector<int64_t>;
-// (x, y, tokens, classes, their row sizes, n): addresses and lengths of the data set
-using DataTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-
-template <class T>
-dif::Data<T> data_of(const DataTuple& d) {
-  return {{reinterpret_cast<const T*>(std::get<0>(d)), reinterpret_cast<const T*>(std::get<1>(d)),
-           reinterpret_cast<const int32_t*>(std::get<2>(d)), reinterpret_cast<const int32_t*>(std::get<3>(d)),
-           std::get<4>(d), std::get<5>(d), std::get<6>(d), std::get<7>(d), nullptr, 0},
-          std::get<8>(d)};
-}
 
 // An operation is 13 integers in the order of ProgramOp, and its factor.
 std::unique_ptr<CompiledProgram> make(const std::vector<std::array<int32_t, 4>>& values,
