@@ -53,7 +53,8 @@ class Fisher(Operator):
         """
         if self.problem.index is not None:
             raise ShapeError("gram: expected a matrix over all parameters, got one with a mask")
-        out = torch.stack([self._engine.gram(c) for c in range(self.count)])  # type: ignore[attr-defined]
+        rows = self._engine if isinstance(self._engine, Graphs) else Graphs(self.problem, empirical_graph, None)
+        out = torch.stack([rows.gram(c) for c in range(self.count)])
         return out if self.stacked else out[0]
 
 

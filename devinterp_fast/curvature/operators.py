@@ -10,9 +10,11 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from devinterp_fast.curvature.graphs import Build, Graphs, ggn_graph, hessian_graph, ntk_graph
+from devinterp_fast.curvature.native import PRODUCTS, NativeProducts
 from devinterp_fast.curvature.problem import Checkpoints, Problem, pose
 from devinterp_fast.errors import DTypeError, ModelError, NumericalError, ShapeError
 from devinterp_fast.sampling.engines import BACKENDS
+from devinterp_fast.sampling.native import Unsupported
 from devinterp_fast.sampling.objective import LossFn
 
 
@@ -312,17 +314,14 @@ def make(
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     problem = pose(model, loss_fn, data, checkpoints=checkpoints, mask=mask, backend=backend)
-    native = native_engine(kind, problem)
-    if native is not None:
-        return made(kind, problem, native, problem.choice.reason)
-    if backend == "native":
-        raise ModelError(f"backend: expected a matrix that the native engine knows, got {kind}")
     reason = problem.choice.reason
     if problem.choice.program is not None:
-        reason = f"the native engine has no {kind}"
+        try:
+            if kind not in PRODUCTS:
+                raise Unsupported(f"the native engine has no {kind}")
+            return made(kind, problem, NativeProducts(kind, problem, problem.choice.program), reason)
+        except Unsupported as why:
+            if backend == "native":
+                raise ModelError(f"backend: expected a matrix that the native engine knows, got one where {why}") from None
+            reason = str(why)
     return made(kind, problem, Graphs(problem, build, batch_size), reason)
-
-
-def native_engine(kind: str, problem: Problem) -> Engine | None:
-    """The native products, or None where there are none."""
-    return None
