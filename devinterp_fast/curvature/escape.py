@@ -61,7 +61,7 @@ def escape(
     batch_size: int | None = None,
     backend: str = "auto",
 ) -> Escape:
-    """kappa = v'Hv / v'v, with v the gradient unless another direction is given: one Hessian-vector product.
+    """Kappa = v'Hv / v'v, with v the gradient unless another direction is given: one Hessian-vector product.
 
     Under gradient flow d2L/dt2 = 2 g'Hg, so kappa along the gradient is negative exactly while a saddle is being left.
     Its shares g_i (Hg)_i / g'g say which weights leave. Under minibatch noise the gradient at the noisy weights is

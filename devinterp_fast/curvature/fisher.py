@@ -26,6 +26,7 @@ from devinterp_fast.errors import LossError, ShapeError
 from devinterp_fast.sampling.batches import Batch
 from devinterp_fast.sampling.objective import LossFn, Objective
 
+
 class SampleLosses(nn.Module):
     """The loss of each sample as a module, so that ``functional_call`` may give it other parameters."""
 
@@ -135,12 +136,14 @@ def sampled_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch, draws:
 
 
 def _drawn(graphs: Graphs, z: Tensor, loss: Tensor, batch: Batch, seed: int, draw: int) -> Tensor:
-    """b for each sample, with mean b b^T the Hessian of the sample's loss in its output. Shape: as z."""
+    """B for each sample, with mean b b^T the Hessian of the sample's loss in its output. Shape: as z."""
     objective, samples, size = graphs.problem.objective, z.shape[0], z[0].numel()
     first = graphs.block.start
     if is_cross_entropy(objective) and not targets(batch).is_floating_point():
         p = torch.softmax(z.detach(), 1).movedim(1, -1)
-        words = _native.words(samples, p[0, ..., 0].numel(), seed=seed, step=draw, first_chain=first, stream=_native.LABELS)
+        words = _native.words(
+            samples, p[0, ..., 0].numel(), seed=seed, step=draw, first_chain=first, stream=_native.LABELS
+        )
         uniform = ((words.double() + 0.5) / 2.0**32).view(p.shape[:-1])
         label = (p.double().cumsum(-1) < uniform.unsqueeze(-1)).sum(-1).clamp_max(p.shape[-1] - 1)
         weight = prediction_weights(objective, z, targets(batch)) * samples

@@ -184,9 +184,7 @@ def through(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Tensor]) 
     if not pairs:
         return tuple(torch.zeros_like(i) for i in inputs)
     return filled(
-        torch.autograd.grad(
-            [o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True
-        ),
+        torch.autograd.grad([o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True),
         inputs,
     )
 
@@ -200,7 +198,7 @@ def hessian_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Gra
 
 
 def jacobian_of(z: Tensor, leaves: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
-    """v -> J v for z with Jacobian J, as the derivative of u -> J^T u: no operation needs a forward derivative."""
+    """V -> J v for z with Jacobian J, as the derivative of u -> J^T u: no operation needs a forward derivative."""
     u = torch.zeros_like(z, requires_grad=True)
     back = list(filled(torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True), leaves))
     return lambda v: through(back, [u], v)[0]
@@ -272,13 +270,13 @@ def targets(batch: Batch) -> Tensor:
 
 
 def prediction_weights(objective: Objective, z: Tensor, y: Tensor) -> Tensor:
-    """The weight of each prediction in a mean cross-entropy; 0 where its class is ignored. Shape: z less its classes."""
+    """The weight of each prediction in a mean cross-entropy; 0 where its class is ignored. Shape: as y."""
     live = (y != getattr(objective.loss_fn, "ignore_index", -100)).to(z.dtype)
     return live / live.sum()
 
 
 def output_hessian(objective: Objective, z: Tensor, loss: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """u -> (d^2 loss / dz^2) u: p u - p (p.u) for a cross-entropy with p its softmax, else by autograd on z alone."""
+    """U -> (d^2 loss / dz^2) u: p u - p (p.u) for a cross-entropy with p its softmax, else by autograd on z alone."""
     if is_cross_entropy(objective) and not targets(batch).is_floating_point():
         classes = 1 if z.dim() > 1 else 0
         p = torch.softmax(z.detach(), classes)

@@ -120,7 +120,7 @@ class Operator:
             raise ShapeError(f"to_scipy: expected an operator at one checkpoint, got shape {self.shape}")
         scalar = np.dtype(np.float32 if self.dtype == torch.float32 else np.float64)
 
-        def product(v: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        def product(v: np.ndarray) -> np.ndarray:
             found = self @ torch.from_numpy(np.ascontiguousarray(v, dtype=scalar))
             return found.numpy()
 
@@ -322,6 +322,8 @@ def make(
             return made(kind, problem, NativeProducts(kind, problem, problem.choice.program), reason)
         except Unsupported as why:
             if backend == "native":
-                raise ModelError(f"backend: expected a matrix that the native engine knows, got one where {why}") from None
+                raise ModelError(
+                    f"backend: expected a matrix that the native engine knows, got one where {why}"
+                ) from None
             reason = str(why)
     return made(kind, problem, Graphs(problem, build, batch_size), reason)

@@ -82,8 +82,10 @@ class _Factored:
         return out
 
 
-def _explicit(out: Tensor, mine: list[tuple[int, int, Tensor, Tensor]], theirs: list[tuple[int, int, Tensor, Tensor]]) -> None:
-    """Adds one layer's share where samples have many positions: its own gradients are formed, a few samples at a time."""
+def _explicit(
+    out: Tensor, mine: list[tuple[int, int, Tensor, Tensor]], theirs: list[tuple[int, int, Tensor, Tensor]]
+) -> None:
+    """Adds the share of a layer with many positions: its own gradients are formed, a few samples at a time."""
     size = mine[0][2].shape[-1] * mine[0][3].shape[-1] + mine[0][3].shape[-1]
     step = max(1, _EXPLICIT // size)
 
