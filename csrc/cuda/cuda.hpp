@@ -38,6 +38,8 @@ struct Chains {
   int64_t center_ld;
   const uint8_t* mask;  // (chains, dim), (dim) or null: zero keeps a coordinate
   int64_t mask_ld;
+  float *first, *second;  // (chains, dim), what a sampler carries beside w, updated in place; or null
+  int64_t state_ld;
   int64_t chains;
 };
 
@@ -47,18 +49,31 @@ struct Clock {
   uint32_t first_chain;
 };
 
-struct SgldSettings {
-  const double *lr, *localization, *nbeta;  // (chains)
-  bool noise;
-};
+// The samplers of core/update.hpp. `coefficients` (chains, n) are their structs' floats in order:
+//   sgld            n = 4   nbeta, localization, -lr / 2, sqrt(lr)
+//   langevin        n = 6   nbeta, localization, -h, h / 2, keep, noise;          first: momenta
+//   preconditioned  n = 9   nbeta, localization, -lr / 2, lr, beta1, 1 - beta1, beta2, 1 - beta2, epsilon;
+//                           first, second: running means of g and g^2
+enum class Sampler : int32_t { sgld, langevin, preconditioned };
+constexpr int coefficient_count[] = {4, 6, 9};
 
-// Doubles that `partial` must hold when an energy is asked for.
+// Sums over a chain's moved coordinates: work (chains) <- sum weight d . (nbeta g); gauge (chains) <- sum weight d . d,
+// of langevin sum p . p. Either may be null. partial: doubles, twice `partial_sums`, unless both are null.
+struct Statistics {
+  double *partial, *work, *gauge;
+};
 int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains);
 
-// w <- w - (lr / 2) d + sqrt(lr) xi,  d = nbeta g + localization (w - center);  energy (chains) <- sum d . (nbeta g).
-// The tensors must not overlap. energy and partial may be null. Same bits as the CPU's step.
-const char* sgld_step(const Chains&, const Gradient* gradients, int64_t count, const SgldSettings&, const Clock&,
-                      double* partial, double* energy, void* stream);
+// One step of every chain. The tensors must not overlap. Same bits as the CPU's step.
+const char* sampler_step(Sampler, const Chains&, const Gradient* gradients, int64_t count, const float* coefficients,
+                         const Clock&, bool noise, const Statistics&, void* stream);
+
+// A thermostat's turn between two steps of langevin, for each chain, h = sqrt(lr):
+//   zeta <- zeta + h (gauge / moving - 1) / inertia,  x = max(-1/2, zeta h / 2)
+//   keep = (1 - x) / (1 + x),  noise = sqrt(2 friction h) / (1 + x), written to the chain's coefficients
+// gauge, lr, friction, zeta (chains); moving: coordinates that the mask moves.
+const char* thermostat(const double* gauge, int64_t moving, const double* lr, const double* friction, double inertia,
+                       double* zeta, float* coefficients, int64_t chains, void* stream);
 
 // out (chains, size; row stride ld) <- numbers whose address is (seed; coordinate, first_chain + row, step,
 // stream_number). signs: 1 or -1, the sign being the word's highest bit. words: Philox words, their bits in the floats'
