@@ -7,6 +7,7 @@ which a replay reads anew.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -19,8 +20,8 @@ from devinterp_fast.errors import CudaError, DeviceError, DTypeError, ShapeError
 
 _cuda: ModuleType | None
 try:
-    from devinterp_fast import _cuda
-except ImportError:  # built without nvcc
+    _cuda = importlib.import_module("devinterp_fast._cuda")
+except ModuleNotFoundError:  # built without nvcc
     _cuda = None
 
 
