@@ -39,6 +39,9 @@ pybind11_add_module(
   _cuda
   bind/cuda.cpp
   cuda/device.cu
+  cuda/glr.cu
+  cuda/gram.cu
+  cuda/moments.cu
   cuda/noise.cu
   cuda/step.cu
 )

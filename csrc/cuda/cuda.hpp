@@ -7,6 +7,9 @@
 // read four numbers at a time, others one by one: the same bits.
 #pragma once
 #include <cstdint>
+#include <vector>
+
+#include "core/glr.hpp"
 
 namespace dif::cuda {
 
@@ -81,5 +84,56 @@ const char* thermostat(const double* gauge, int64_t moving, const double* lr, co
 enum class Noise : int32_t { normals, signs, words };
 const char* fill_noise(Noise, float* out, int64_t chains, int64_t size, int64_t ld, uint32_t stream_number,
                        const Clock&, void* stream);
+
+// Many channels on one grid of candidate times (core/glr.hpp), weights and x shared by all. The host plans (GlrGrid,
+// which no observation enters) and the device follows.
+struct GlrChannels {
+  int64_t channels;
+  float* rows;              // (slots, kinds, channels): S and, but for the mean, Q of each block; kinds 1 for the mean
+  double *totals, *base;    // (2, channels) each: S, T; level and slope that are taken off, NaN at first
+  float *statistic, *peak;  // (channels): after the last step; the largest since the caller cleared it
+};
+
+// A plan of many steps in one piece of memory, `bytes` long, that glr_follow reads on the device.
+std::vector<unsigned char> glr_pack(const std::vector<GlrStep>& steps);
+
+// y (steps, channels; row stride ld). A channel that misses an observation (y not finite) has statistic NaN from there
+// on: its weights are no longer those of the plan. mean, kink and jump+kink only. Same bits as the CPU's detector.
+const char* glr_follow(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps, const float* y,
+                       int64_t ld, void* stream);
+
+// squares (candidates of the plan's last step, channels) <- their statistics, youngest first; 0 where there is none.
+const char* glr_squares(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps,
+                        int64_t candidates, float* squares, void* stream);
+
+// Sums over groups of channels, for each row of squares (rows, channels): members (channels) lists the channels group
+// by group, group g from start[g] to start[g + 1]. largest, total, mixture (rows, groups): max z, sum z and sum log(1 -
+// p + p sqrt(1 - g) exp(g z / 2)) over the m members, p = (m + 1)^(-1/2), g = 0.9.
+struct GlrGroups {
+  int64_t groups;
+  const int64_t *members, *start;
+};
+const char* glr_reduce(const GlrGroups&, const float* squares, int64_t rows, int64_t channels, double* largest,
+                       double* total, double* mixture, void* stream);
+
+// Running moments: w (chains, dim; row stride w_ld), mean and scatter (chains, dim; row stride ld) updated in place.
+struct Moments {
+  const float* w;
+  int64_t w_ld;
+  double *mean, *scatter;
+  int64_t ld, chains, dim;
+};
+// draws (1): how many there are with this one.
+const char* add_draws(const Moments&, const int64_t* draws, void* stream);
+
+// A layer out = W x + b at `positions` places of each sample: x (samples, positions, inputs), d (samples, positions,
+// outputs) the gradient of each sample's loss by out, both dense. bias: whether b counts.
+struct GramLayer {
+  const float *x, *d;
+  int64_t samples, positions, inputs, outputs;
+  bool bias;
+};
+// gram (samples, samples; row stride ld) <- gram + the layer's products of per-sample gradients.
+const char* add_gram(const GramLayer&, double* gram, int64_t ld, void* stream);
 
 }  // namespace dif::cuda
