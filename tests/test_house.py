@@ -56,6 +56,7 @@ LONG_FILES: dict[str, str] = {}
 ADDRESS_TAKERS = {
     "_native.py": "the one door to native code",
     "_native_cuda.py": "the same door on the side of a GPU",
+    "_program/curvature.py": "a Program's state at a checkpoint stays alive between products",
     "sampling/native.py": "the engine's own door: a Program and its run keep data and chains alive between calls",
 }
 """Files that may take a tensor's address: {path inside the package: why}."""

@@ -52,27 +52,53 @@ PYBIND11_MODULE(_cuda, m) {
         return cuda::partial_sums(list.data(), static_cast<int64_t>(list.size()), chains);
       },
       py::arg("tensors"), py::arg("chains"),
-      "Doubles that sgld_step_f32's `partial` must hold; tensors = [(first, size)].");
+      "Half the doubles that sampler_step_f32's `partial` must hold; tensors = [(first, size)].");
   m.def(
-      "sgld_step_f32",
-      [](int device, uintptr_t stream, uintptr_t w, int64_t w_ld, uintptr_t center, int64_t center_ld, uintptr_t mask,
-         int64_t mask_ld, int64_t chains, const Gradients& gradients, uintptr_t lr, uintptr_t localization,
-         uintptr_t nbeta, uintptr_t seed, uintptr_t step, uint32_t first_chain, bool noise, uintptr_t partial,
-         uintptr_t energy) {
+      "sampler_step_f32",
+      [](int device, uintptr_t stream, int sampler, uintptr_t w, int64_t w_ld, uintptr_t center, int64_t center_ld,
+         uintptr_t mask, int64_t mask_ld, uintptr_t first, uintptr_t second, int64_t state_ld, int64_t chains,
+         const Gradients& gradients, uintptr_t coefficients, uintptr_t seed, uintptr_t step, uint32_t first_chain,
+         bool noise, uintptr_t partial, uintptr_t work, uintptr_t gauge) {
         const py::gil_scoped_release unlocked;
         const cuda::OnDevice guard(device);
         if (guard.error) return guard.error;
         const std::vector<cuda::Gradient> list = listed(gradients);
-        return cuda::sgld_step(
-            {at<float>(w), w_ld, at<const float>(center), center_ld, at<const uint8_t>(mask), mask_ld, chains},
-            list.data(), static_cast<int64_t>(list.size()),
-            {at<const double>(lr), at<const double>(localization), at<const double>(nbeta), noise},
-            {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, at<double>(partial), at<double>(energy),
-            at<void>(stream));
+        return cuda::sampler_step(static_cast<cuda::Sampler>(sampler),
+                                  {at<float>(w), w_ld, at<const float>(center), center_ld, at<const uint8_t>(mask),
+                                   mask_ld, at<float>(first), at<float>(second), state_ld, chains},
+                                  list.data(), static_cast<int64_t>(list.size()), at<const float>(coefficients),
+                                  {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, noise,
+                                  {at<double>(partial), at<double>(work), at<double>(gauge)}, at<void>(stream));
       },
-      py::arg("device"), py::arg("stream"), py::arg("w"), py::arg("w_ld"), py::arg("center"), py::arg("center_ld"),
-      py::arg("mask"), py::arg("mask_ld"), py::arg("chains"), py::arg("gradients"), py::arg("lr"),
-      py::arg("localization"), py::arg("nbeta"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
-      py::arg("noise"), py::arg("partial"), py::arg("energy"),
-      "One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...].");
+      py::arg("device"), py::arg("stream"), py::arg("sampler"), py::arg("w"), py::arg("w_ld"), py::arg("center"),
+      py::arg("center_ld"), py::arg("mask"), py::arg("mask_ld"), py::arg("first"), py::arg("second"),
+      py::arg("state_ld"), py::arg("chains"), py::arg("gradients"), py::arg("coefficients"), py::arg("seed"),
+      py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("partial"), py::arg("work"), py::arg("gauge"),
+      "One step of `chains` rows; gradients = [(first, size, address, ld), ...].");
+  m.def(
+      "thermostat_f64",
+      [](int device, uintptr_t stream, uintptr_t gauge, int64_t moving, uintptr_t lr, uintptr_t friction,
+         double inertia, uintptr_t zeta, uintptr_t coefficients, int64_t chains) {
+        const py::gil_scoped_release unlocked;
+        const cuda::OnDevice guard(device);
+        if (guard.error) return guard.error;
+        return cuda::thermostat(at<const double>(gauge), moving, at<const double>(lr), at<const double>(friction),
+                                inertia, at<double>(zeta), at<float>(coefficients), chains, at<void>(stream));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("gauge"), py::arg("moving"), py::arg("lr"), py::arg("friction"),
+      py::arg("inertia"), py::arg("zeta"), py::arg("coefficients"), py::arg("chains"),
+      "Friction of langevin for the next step, of each chain.");
+  m.def(
+      "fill_noise_f32",
+      [](int device, uintptr_t stream, int kind, uintptr_t out, int64_t chains, int64_t size, int64_t ld,
+         uint32_t stream_number, uintptr_t seed, uintptr_t step, uint32_t first_chain) {
+        const py::gil_scoped_release unlocked;
+        const cuda::OnDevice guard(device);
+        if (guard.error) return guard.error;
+        return cuda::fill_noise(static_cast<cuda::Noise>(kind), at<float>(out), chains, size, ld, stream_number,
+                                {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, at<void>(stream));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("kind"), py::arg("out"), py::arg("chains"), py::arg("size"),
+      py::arg("ld"), py::arg("stream_number"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
+      "out (chains, size) <- 0 normals, 1 signs, 2 words.");
 }

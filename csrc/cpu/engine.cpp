@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <new>
 
+#include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
@@ -14,22 +14,6 @@ namespace dif {
 namespace {
 
 constexpr int64_t tile = 128;  // the update works on whole tiles; rows are padded to them
-
-// Zeroed memory on cache lines.
-template <class T>
-class Aligned {
- public:
-  explicit Aligned(int64_t n) : p_(static_cast<T*>(::operator new(bytes(n), std::align_val_t{64}))) {
-    std::memset(p_, 0, bytes(n));
-  }
-  ~Aligned() { ::operator delete(p_, std::align_val_t{64}); }
-  Aligned(const Aligned&) = delete;
-  T* get() const { return p_; }
-
- private:
-  static size_t bytes(int64_t n) { return static_cast<size_t>(n + 64) * sizeof(T); }
-  T* p_;
-};
 
 SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
   return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]), static_cast<float>(-0.5 * s.lr[c]),

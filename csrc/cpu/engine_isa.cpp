@@ -41,18 +41,28 @@ void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
   }
 }
 
+template <bool chains, int hidden>
+void tied_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses,
+               double* sums) {
+  if (plan.loss.importance >= 0) {
+    Tied<L, chains, hidden, true>::run(plan, w, batch, g, s, losses, sums);
+  } else {
+    Tied<L, chains, hidden, false>::run(plan, w, batch, g, s, losses, sums);
+  }
+}
+
 template <bool chains>
 void small_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses,
                 double* sums) {
   switch (g ? plan.tied : 0) {
     case 1:
-      return Tied<L, chains, 1>::run(plan, w, batch, g, s, losses, sums);
+      return tied_pass<chains, 1>(plan, w, batch, g, s, losses, sums);
     case 2:
-      return Tied<L, chains, 2>::run(plan, w, batch, g, s, losses, sums);
+      return tied_pass<chains, 2>(plan, w, batch, g, s, losses, sums);
     case 3:
-      return Tied<L, chains, 3>::run(plan, w, batch, g, s, losses, sums);
+      return tied_pass<chains, 3>(plan, w, batch, g, s, losses, sums);
     case 4:
-      return Tied<L, chains, 4>::run(plan, w, batch, g, s, losses, sums);
+      return tied_pass<chains, 4>(plan, w, batch, g, s, losses, sums);
     default:
       return Small<L, chains>::run(plan, w, batch, g, s, losses, sums);
   }

@@ -54,7 +54,8 @@ struct Avx512Engine : Avx512Lanes {
     return add(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
   }
   static DIF_INLINE void accumulate(double* sums, F a) {
-    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a)), high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a)),
+                  high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
     _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
     _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
   }

@@ -15,7 +15,7 @@
 
 namespace dif {
 
-template <class L, bool chains, int hidden>
+template <class L, bool chains, int hidden, bool weighted>
 struct Tied {
   using T = typename L::T;
   using F = typename L::F;
@@ -29,73 +29,92 @@ struct Tied {
   const Batch<T>& batch;
   T* g;            // (dim, 16): gradient of W by way of o, and of b
   T* h_sum;        // (features, hidden, 16): gradient of W by way of h
-  T* data;         // (2, features, group, 16)
+  T* data;         // (2, group, features, 16)
   double* losses;  // (count) or null
   double* sums;    // (16)
 
-  const ProgramOp& first() const { return plan.ops[1]; }
-  const ProgramOp& second() const { return plan.ops[2]; }
-  int64_t features() const { return plan.values[second().out].cols; }
-  // Offset of the weight between hidden unit k and feature j.
-  DIF_INLINE int64_t at(int64_t k, int64_t j) const {
-    return first().weight + (first().transposed ? j * hidden + k : k * features() + j);
+  int64_t features, first, unit, feature;  // W of hidden unit k and feature j: first + k unit + j feature
+  int64_t bias;                            // or -1
+  bool train_bias;
+  T floor;  // 0 for a relu, below all numbers without one
+
+  Tied(const Plan& p, const T* weights, const Batch<T>& rows, T* gradient, T* s, double* per_sample, double* total)
+      : plan(p),
+        w(weights),
+        batch(rows),
+        g(chains ? gradient : s + p.sums),
+        h_sum(s + p.targets),
+        data(h_sum + hidden * most * lanes),
+        losses(per_sample),
+        sums(total) {
+    const ProgramOp &down = plan.ops[1], &up = plan.ops[2];
+    features = plan.values[up.out].cols;
+    first = down.weight;
+    unit = down.transposed ? 1 : features;
+    feature = down.transposed ? hidden : 1;
+    bias = up.bias;
+    train_bias = bias >= 0 && bias < plan.dim;
+    floor = up.activation == act_relu ? T(0) : -__builtin_inff();
   }
+  DIF_INLINE int64_t at(int64_t k, int64_t j) const { return first + k * unit + j * feature; }
   DIF_INLINE F weight(int64_t i) const {
     if constexpr (chains) return L::load(w + lanes * i);
     return L::set(w[i]);
   }
 
   const T* row(const T* rows, int64_t size, int64_t i) const {
-    const int64_t last = batch.count - 1;
-    return rows + static_cast<int64_t>(batch.index[i < last ? i : last]) * size;
+    return rows + static_cast<int64_t>(batch.index[i]) * size;
   }
-  // Columns c ... c + C - 1 of a data set, feature by feature, at `to`.
-  template <int C>
-  DIF_INLINE void turn(const T* rows, int64_t size, const T* turned, int64_t c, T* to) const {
-    const int64_t n = features();
-#pragma GCC unroll 4
-    for (int i = 0; i < C; ++i) {
-      if (turned) {
-        const T* from = turned + (c + i) * size * lanes;
-        for (int64_t j = 0; j < n; ++j) L::store(to + (j * C + i) * lanes, L::load(from + j * lanes));
-        continue;
-      }
-      const T* sample[lanes];
-      for (int64_t q = 0; q < lanes; ++q) sample[q] = row(rows, size, (c + i) * lanes + q);
-      for (int64_t j = 0; j < n; j += 4) {
+  // Columns c ... c + C - 1 of a data set as (C, size, 16): where they lie so already, or at `to`. Past the last sample
+  // of a ragged column comes that sample again.
+  template <int C, bool ragged>
+  DIF_INLINE const T* columns(const T* rows, int64_t size, const T* turned, int64_t c, T* to) const {
+    if (turned) return turned + c * size * lanes;
+    int64_t offsets[C * lanes];
+    const int64_t last = batch.count - 1 - c * lanes;
+#pragma GCC unroll 1
+    for (int64_t q = 0; q < C * lanes; ++q) {
+      offsets[q] = static_cast<int64_t>(batch.index[c * lanes + (ragged && q > last ? last : q)]) * size;
+    }
+    // Columns inside: addresses of sixteen rows come from memory, there is no room to keep them.
+    for (int64_t j = 0; j < size; j += 4) {
+#pragma GCC unroll 1
+      for (int i = 0; i < C; ++i) {
         F four[4];
-        L::columns4([&](int q) { return sample[q] + j; }, four);
-        for (int64_t k = 0; k < 4 && j + k < n; ++k) L::store(to + ((j + k) * C + i) * lanes, four[k]);
+        L::columns4([&](int q) { return rows + j + offsets[i * lanes + q]; }, four);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) L::store(to + (i * size + j + k) * lanes, four[k]);
       }
     }
+    return to;
   }
 
   template <int C, bool ragged>
   DIF_INLINE void group(int64_t c) const {
-    const int64_t n = features();
-    const bool relu = second().activation == act_relu, own = batch.y == batch.x;
-    const bool train_bias = second().bias >= 0 && second().bias < plan.dim;
+    const Tied t = *this;  // what stores cannot touch
+    const int64_t n = t.features;
+    const bool own = batch.y == batch.x;
     const T *x_row[C], *y_row[C];
-    const T *x_at = data, *y_at = own ? data : data + most * C * lanes;
+    const T *x_at = nullptr, *y_at = nullptr;
+    const int64_t x_size = batch.x_size, y_size = batch.y_size;
     if constexpr (chains) {
       for (int i = 0; i < C; ++i) {
-        x_row[i] = row(batch.x, batch.x_size, c + i);
-        y_row[i] = row(batch.y, batch.y_size, c + i);
+        x_row[i] = row(batch.x, x_size, c + i);
+        y_row[i] = row(batch.y, y_size, c + i);
       }
     } else {
-      turn<C>(batch.x, batch.x_size, batch.x_turned, c, data);
-      if (!own) turn<C>(batch.y, batch.y_size, batch.y_turned, c, data + most * C * lanes);
+      x_at = columns<C, ragged>(batch.x, x_size, batch.x_turned, c, data);
+      y_at = own ? x_at : columns<C, ragged>(batch.y, y_size, batch.y_turned, c, data + most * C * lanes);
     }
-    const bool weighted = plan.loss.importance >= 0;
     const auto x = [&](int64_t j, int i) {
       if constexpr (chains) return L::set(x_row[i][j]);
-      return L::load(x_at + (j * C + i) * lanes);
+      return L::load(x_at + (i * x_size + j) * lanes);
     };
     const auto y = [&](int64_t j, int i) {
       if constexpr (chains) return L::set(y_row[i][j]);
-      return L::load(y_at + (j * C + i) * lanes);
+      return L::load(y_at + (i * y_size + j) * lanes);
     };
-    const F zero = L::set(0);
+    const F zero = L::set(0), lowest = L::set(t.floor);
     F h[hidden][C], s[hidden][C], loss[C];
     for (int i = 0; i < C; ++i) {
       loss[i] = zero;
@@ -107,32 +126,32 @@ struct Tied {
       for (int i = 0; i < C; ++i) in[i] = x(j, i);
 #pragma GCC unroll 4
       for (int k = 0; k < hidden; ++k) {
-        const F left = weight(at(k, j));
+        const F left = t.weight(t.at(k, j));
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) h[k][i] = L::fma(left, in[i], h[k][i]);
       }
     }
-    const int64_t live = batch.count - c * (chains ? 1 : lanes);
+    const int64_t importance = plan.loss.importance, live = batch.count - c * (chains ? 1 : lanes);
     for (int64_t j = 0; j < n; ++j) {
       F d[C];
-      const F bias = second().bias >= 0 ? weight(second().bias + j) : zero;
+      const F start = t.bias >= 0 ? t.weight(t.bias + j) : zero;
       F left[hidden];
 #pragma GCC unroll 4
-      for (int k = 0; k < hidden; ++k) left[k] = weight(at(k, j));
+      for (int k = 0; k < hidden; ++k) left[k] = t.weight(t.at(k, j));
 #pragma GCC unroll 4
       for (int i = 0; i < C; ++i) {
-        F o = bias;
+        F o = start;
 #pragma GCC unroll 4
         for (int k = 0; k < hidden; ++k) o = L::fma(left[k], h[k][i], o);
-        if (relu) o = L::max(zero, o);
+        o = L::max(lowest, o);
         F e = L::sub(o, y(j, i));
         if constexpr (ragged) e = L::select(L::first(static_cast<int>(live - i * lanes)), e, zero);
-        d[i] = weighted ? L::mul(e, weight(plan.loss.importance + j)) : e;
+        d[i] = weighted ? L::mul(e, t.weight(importance + j)) : e;
         loss[i] = L::fma(d[i], e, loss[i]);
-        if (relu) d[i] = L::select(L::greater(o, zero), d[i], zero);
+        d[i] = L::select(L::greater(o, lowest), d[i], zero);
       }
-      if (train_bias) {
-        T* to = g + lanes * (second().bias + j);
+      if (t.train_bias) {
+        T* to = t.g + lanes * (t.bias + j);
         F sum = L::load(to);
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) sum = L::add(sum, d[i]);
@@ -140,7 +159,7 @@ struct Tied {
       }
 #pragma GCC unroll 4
       for (int k = 0; k < hidden; ++k) {
-        T* to = g + lanes * at(k, j);
+        T* to = t.g + lanes * t.at(k, j);
         F sum = L::load(to);
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) {
@@ -181,10 +200,9 @@ struct Tied {
 
   // The arguments of Small::run, with a gradient.
   static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses, double* sums) {
-    T* const sum = chains ? g : s + plan.sums;
-    T* const h_sum = s + plan.targets;
-    const Tied pass{plan, w, batch, sum, h_sum, h_sum + hidden * most * lanes, losses, sums};
-    const int64_t n = pass.features();
+    const Tied pass(plan, w, batch, g, s, losses, sums);
+    T *const sum = pass.g, *const h_sum = pass.h_sum;
+    const int64_t n = pass.features;
     for (int64_t i = 0; i < plan.dim; ++i) L::store(sum + lanes * i, L::set(0));
     for (int64_t i = 0; i < n * hidden; ++i) L::store(h_sum + lanes * i, L::set(0));
     for (int i = 0; i < lanes; ++i) sums[i] = 0.0;
@@ -204,7 +222,8 @@ struct Tied {
     } else {
       int64_t i = 0;
       for (; i + lanes <= plan.dim; i += lanes) L::store(g + i, L::mul(slope, L::totals(sum + lanes * i)));
-      if (i < plan.dim) L::store_first(g + i, L::mul(slope, L::totals(sum + lanes * i)), static_cast<int>(plan.dim - i));
+      if (i < plan.dim)
+        L::store_first(g + i, L::mul(slope, L::totals(sum + lanes * i)), static_cast<int>(plan.dim - i));
     }
   }
 };
