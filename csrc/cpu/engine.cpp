@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <new>
 
+#include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
@@ -14,22 +14,6 @@ namespace dif {
 namespace {
 
 constexpr int64_t tile = 128;  // the update works on whole tiles; rows are padded to them
-
-// Zeroed memory on cache lines.
-template <class T>
-class Aligned {
- public:
-  explicit Aligned(int64_t n) : p_(static_cast<T*>(::operator new(bytes(n), std::align_val_t{64}))) {
-    std::memset(p_, 0, bytes(n));
-  }
-  ~Aligned() { ::operator delete(p_, std::align_val_t{64}); }
-  Aligned(const Aligned&) = delete;
-  T* get() const { return p_; }
-
- private:
-  static size_t bytes(int64_t n) { return static_cast<size_t>(n + 64) * sizeof(T); }
-  T* p_;
-};
 
 SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
   return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]), static_cast<float>(-0.5 * s.lr[c]),
@@ -234,6 +218,18 @@ class GroupWalker {
   uint32_t order_[16];
 };
 
+// Rows (n, size) as (columns, size, 16); past the last row, that row again.
+std::vector<float> turned(const float* rows, int64_t size, int64_t n) {
+  const int64_t columns = (n + 15) / 16;
+  std::vector<float> out(static_cast<size_t>(columns * size * 16));
+  for (int64_t i = 0; i < columns * 16; ++i) {
+    for (int64_t j = 0; j < size; ++j) {
+      out[static_cast<size_t>((i / 16 * size + j) * 16 + i % 16)] = rows[std::min(i, n - 1) * size + j];
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 const EngineKernels& engine_kernels() {
@@ -267,8 +263,16 @@ void run_chains(const CompiledProgram& program, const Data<float>& data, const R
     return;
   }
   const Pass<float> pass = layout == layout_samples ? engine_kernels().samples : engine_kernels().matrix;
+  Data<float> rows = data;
+  std::vector<float> x, y;
+  if (layout == layout_samples && settings.mode == batch_full) {  // all chains and steps read the same columns
+    x = turned(data.rows.x, data.rows.x_size, data.n);
+    rows.rows.x_turned = x.data();
+    if (data.rows.y && data.rows.y != data.rows.x) y = turned(data.rows.y, data.rows.y_size, data.n);
+    if (!y.empty()) rows.rows.y_turned = y.data();
+  }
   parallel(threads, settings.chains, [&](int64_t low, int64_t high) {
-    Walker walker(plan, pass, data, settings);
+    Walker walker(plan, pass, rows, settings);
     for (int64_t c = low; c < high; ++c) {
       if (diverged[c] < 0) walker.run(c, w + c * w_ld, first_step, steps, trace, diverged[c]);
     }

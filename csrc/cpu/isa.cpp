@@ -36,8 +36,7 @@ constexpr int tile = 128;                   // coordinates: whole quads, whole r
 constexpr int registers = tile / L::width;  // of a tile
 constexpr int draws = registers / 4;        // calls of `normals` a tile
 constexpr int ahead = 8 * tile;             // how far a tile asks memory for the next ones
-constexpr int running = 32;                 // running sums over coordinates, the same number on every set
-constexpr int sums = running / L::width;
+constexpr int sums = running_sums / L::width;
 
 DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, F (&z)[registers]) {
   for (int i = 0; i < draws; ++i) {
@@ -139,10 +138,10 @@ DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float*
 }
 
 DIF_INLINE double lanes_total(const F (&sum)[sums]) {
-  float lanes[running];
+  float lanes[running_sums];
   for (int i = 0; i < sums; ++i) L::store(lanes + i * L::width, sum[i]);
   double total = 0.0;
-  for (int i = 0; i < running; ++i) total += static_cast<double>(lanes[i]);
+  for (int i = 0; i < running_sums; ++i) total += static_cast<double>(lanes[i]);
   return total;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/blocks.hpp"
 #include "core/update.hpp"
 
 namespace dif {
@@ -11,10 +12,6 @@ struct Address {
   uint64_t seed;
   uint32_t chain, step, stream;
 };
-
-// Coordinates are worked on in blocks of this many, whatever the machine and the number of threads: sums over
-// coordinates are taken block by block in this order, so they do not depend on either.
-constexpr int64_t block_size = 8192;
 
 struct StepArrays {
   float* state[3];

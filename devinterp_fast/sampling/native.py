@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from devinterp_fast import _cpu
-from devinterp_fast._program import Description, Unsupported, describe
+from devinterp_fast._program import Curvature, Description, Unsupported, describe
 from devinterp_fast.sampling.run import State
 from devinterp_fast.sampling.samplers import Sampler
 
@@ -138,6 +138,10 @@ class Program:
     def gradient(self, w: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Per-sample losses, and the gradient (dim) of their mean in the precision of ``w``."""
         return self._pass(w, index, True)
+
+    def curvature(self, w: Tensor, index: Tensor | None = None, **settings: Any) -> Curvature:
+        """The mean loss at ``w`` (dim) or (K, dim), for products with its curvature; settings: cache, threads."""
+        return Curvature(self, w, index, **settings)
 
     def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
         chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
