@@ -33,9 +33,7 @@ REDUCED_RANK = ([6, 6, 6], 3), ([8, 4, 8], 2), ([5, 7, 6], 3), ([10, 10, 10], 2)
 
 def run(system: System, seed: int = 0, **settings: Any) -> dict[str, Any]:
     began = time.perf_counter()
-    llc = dif.estimate_llc(
-        system.model, system.loss, system.data, nbeta=NBETA, seed=seed, progress=False, **settings
-    )
+    llc = dif.estimate_llc(system.model, system.loss, system.data, nbeta=NBETA, seed=seed, progress=False, **settings)
     return {
         "system": system.name, "family": system.family, "parameters": system.dim, "lambda": system.coefficient,
         "m": system.multiplicity, "target": system.target, "target from": system.kind, "value": llc.value,
@@ -102,7 +100,9 @@ def default(nets: int) -> None:
     families: dict[str, list[System]] = {
         "regular": [regular(d, d) for d in (2, 4, 16, 64)],
         "normal crossings": [crossing(p) for p in ([1, 1], [1, 1, 1], [1, 2], [2, 2], [2, 3])],
-        "reduced rank": [deep_linear(w, r, HELD_OUT + i, family="reduced rank") for i, (w, r) in enumerate(REDUCED_RANK)],
+        "reduced rank": [
+            deep_linear(w, r, HELD_OUT + i, family="reduced rank") for i, (w, r) in enumerate(REDUCED_RANK)
+        ],
         "random deep linear": [random_deep_linear(HELD_OUT + i) for i in range(nets)],
         "superposition": [superposition(name) for name in ("5-", "5+", "6")],
     }
@@ -146,7 +146,9 @@ def samplers(nets: int) -> None:
             for i in range(nets):
                 system = random_deep_linear(HELD_OUT + i, None if corrected else SAMPLES)
                 auto = prepare(system.model, system.loss, system.data, nbeta=NBETA, draws=1)
-                metric = 0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0  # epsilon: of the metric where g is small
+                metric = (
+                    0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0
+                )  # epsilon: of the metric where g is small
                 lr = step / 0.2 * float(auto.settings.lr[0]) * metric
                 rows.append(attempt(system, lr=lr, sampler=Sampler(name), draws=count, burn_in=count))
             results[f"{name} {step:g}"] = show(f"{name} {step:g}", rows)

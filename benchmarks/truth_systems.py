@@ -133,10 +133,12 @@ def quadrature(powers: list[int], nbeta: float = NBETA, localization: float = LO
     points = 4000 if len(powers) == 2 else 400
     s = np.linspace(math.log(1e-9), math.log(12 / math.sqrt(localization)), points)
     log_k = math.log(nbeta / 2) + sum(
-        2 * k * axis for k, axis in zip(powers, np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True), strict=True)
+        2 * k * axis
+        for k, axis in zip(powers, np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True), strict=True)
     )
     weight = sum(
-        axis - localization * np.exp(2 * axis) / 2 for axis in np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True)
+        axis - localization * np.exp(2 * axis) / 2
+        for axis in np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True)
     )
     k = np.exp(log_k)
     density = np.exp(weight - k)
@@ -160,4 +162,6 @@ def superposition(name: str) -> System:
         return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return System(f"TMS {name}", "superposition", model.float(), nn.MSELoss(), (x, y), level.llc, 1, level.llc, "lambda")
+    return System(
+        f"TMS {name}", "superposition", model.float(), nn.MSELoss(), (x, y), level.llc, 1, level.llc, "lambda"
+    )

@@ -38,7 +38,7 @@ def normal_crossing(powers: Sequence[int]) -> tuple[float, int]:
 
 
 def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[float, int]:
-    """y = B A x with A (hidden, inputs), B (outputs, hidden), the true product of rank ``rank``.
+    """Y = B A x with A (hidden, inputs), B (outputs, hidden), the true product of rank ``rank``.
 
     Args:
         inputs: M.
@@ -58,11 +58,11 @@ def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[flo
     M, H, N, r = inputs, hidden, outputs, rank
     if not 0 <= r <= min(M, H, N):
         raise ValueError(f"rank: expected an integer from 0 to {min(M, H, N)}, got {r}")
-    if M + H < N + r:
+    if N + r > M + H:
         return (H * M - H * r + N * r) / 2, 1
-    if N + H < M + r:
+    if M + r > N + H:
         return (H * N - H * r + M * r) / 2, 1
-    if M + N < H + r:
+    if H + r > M + N:
         return M * N / 2, 1
     odd = (M + H + N + r) % 2
     twice = 2 * (H + r) * (M + N) + 2 * M * N - (H + r) ** 2 - M**2 - N**2
@@ -70,7 +70,7 @@ def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[flo
 
 
 def deep_linear(widths: Sequence[int], rank: int) -> tuple[float, int]:
-    """y = W_L ... W_1 x, the true product of rank ``rank``: with M_i = widths_i - rank, sorted,
+    """Y = W_L ... W_1 x, the true product of rank ``rank``: with M_i = widths_i - rank, sorted,
 
     lambda = (r (H_0 + H_L) - r^2) / 2 + a (l - a) / (4 l) - (l - 1) / (4 l) s^2 + 1/2 sum_{i<j in S} M_i M_j,
     m = a (l - a) + 1, where S are the l + 1 smallest M with l max S <= s = sum S < l min of the others, and

@@ -20,8 +20,8 @@ from devinterp_fast._flat import Layout
 from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, draw
-from devinterp_fast.sampling.objective import MeanLoss, Objective
 from devinterp_fast.sampling.moves import Gradients, Mover, flat
+from devinterp_fast.sampling.objective import MeanLoss, Objective
 from devinterp_fast.sampling.run import Floats, See, Settings, State, Trace
 
 VMAP_LIMIT = 2**16
