@@ -2,7 +2,7 @@
 
 Scored as the field's benchmark is (Hitchcock, Hoogland 2025, arXiv 2507.21449): relative error, share of pairs ranked
 rightly (among those whose true values differ by a tenth), failures; and here whether an error bar holds what it
-promises, and whether a failure says so. Nets of the tuning of any rule have seeds below 1,000; those scored here do not.
+promises, and whether a failure says so. Nets that a rule was chosen on have seeds below 1,000; those scored here not.
 
 Parts: "default" (nothing set but nbeta), "minibatch" (the default on 100,000 samples, HMC barred), "coverage" (many
 seeds against exact finite-n values), "samplers" (each at three step sizes).
@@ -126,7 +126,8 @@ def coverage(nets: int) -> None:
         rows = [run(system, seed) for seed in range(nets)]
         z = np.array([(row["value"] - row["target"]) / row["mcse"] for row in rows])
         found[system.name] = {
-            "runs": len(z), "covered": float((np.abs(z) < 1.96).mean()), "mean z": float(z.mean()), "sd z": float(z.std())
+            "runs": len(z), "covered": float((np.abs(z) < 1.96).mean()), "mean z": float(z.mean()),
+            "sd z": float(z.std()),
         }  # fmt: skip
         print(system.name, found[system.name], flush=True)
     all_runs = sum(row["runs"] for row in found.values())
@@ -146,9 +147,7 @@ def samplers(nets: int) -> None:
             for i in range(nets):
                 system = random_deep_linear(HELD_OUT + i, None if corrected else SAMPLES)
                 auto = prepare(system.model, system.loss, system.data, nbeta=NBETA, draws=1)
-                metric = (
-                    0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0
-                )  # epsilon: of the metric where g is small
+                metric = 0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0  # the metric is 1 / epsilon at w0
                 lr = step / 0.2 * float(auto.settings.lr[0]) * metric
                 rows.append(attempt(system, lr=lr, sampler=Sampler(name), draws=count, burn_in=count))
             results[f"{name} {step:g}"] = show(f"{name} {step:g}", rows)

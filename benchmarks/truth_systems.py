@@ -129,17 +129,12 @@ def crossing(powers: list[int]) -> System:
 
 
 def quadrature(powers: list[int], nbeta: float = NBETA, localization: float = LOCALIZATION) -> float:
-    """E[nbeta K] of exp(-nbeta K - localization |w|^2 / 2), by the trapezoidal rule in ln |w_i|, of which all is even."""
+    """E[nbeta K] of exp(-nbeta K - localization |w|^2 / 2), even in each w: by the trapezoidal rule in ln |w_i|."""
     points = 4000 if len(powers) == 2 else 400
     s = np.linspace(math.log(1e-9), math.log(12 / math.sqrt(localization)), points)
-    log_k = math.log(nbeta / 2) + sum(
-        2 * k * axis
-        for k, axis in zip(powers, np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True), strict=True)
-    )
-    weight = sum(
-        axis - localization * np.exp(2 * axis) / 2
-        for axis in np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True)
-    )
+    axes = np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True)
+    log_k = math.log(nbeta / 2) + sum(2 * k * axis for k, axis in zip(powers, axes, strict=True))
+    weight = sum(axis - localization * np.exp(2 * axis) / 2 for axis in axes)
     k = np.exp(log_k)
     density = np.exp(weight - k)
     return float((k * density).sum() / density.sum())

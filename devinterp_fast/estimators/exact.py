@@ -70,8 +70,9 @@ def reduced_rank(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[flo
 
 
 def deep_linear(widths: Sequence[int], rank: int) -> tuple[float, int]:
-    """Y = W_L ... W_1 x, the true product of rank ``rank``: with M_i = widths_i - rank, sorted,
+    """Deep linear nets W_L ... W_1 x, the true product of rank ``rank``.
 
+    With M_i = widths_i - rank, sorted,
     lambda = (r (H_0 + H_L) - r^2) / 2 + a (l - a) / (4 l) - (l - 1) / (4 l) s^2 + 1/2 sum_{i<j in S} M_i M_j,
     m = a (l - a) + 1, where S are the l + 1 smallest M with l max S <= s = sum S < l min of the others, and
     a = s - (ceil(s / l) - 1) l.

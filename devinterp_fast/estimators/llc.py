@@ -208,7 +208,8 @@ def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LL
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
         "nbeta": settings.nbeta.tolist(), "burn_in": settings.burn_in, "thin": settings.thin,
-        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": settings.sampler.name,
+        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed,
+        "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
         {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},

@@ -118,7 +118,7 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
     """By how much a chain's step size raises its value.
 
     SGLD, in a metric G (1 if plain): lr / 8 E[d . G nbeta g] 2 / k, where k = E[(w - center) . nbeta g] / E[nbeta L] is
-    the power that the loss grows with (Euler). Exact for a quadratic (k = 2) at every stable step, batch noise included,
+    the power that the loss grows with (Euler). Exact for a quadratic (k = 2) at every stable step, with batch noise,
     and to first order in the step where L is homogeneous of any degree, flat directions aside. With momentum: the share
     by which batch noise heats the chain, value (1 - 1 / mean p^2). With accept-reject: 0.
 
@@ -136,10 +136,11 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
     """
     if settings.sampler.corrected:
         return np.zeros(len(scaled))
-    value = scaled.mean(1)
+    value: Floats = scaled.mean(1)
     if settings.sampler.kind == LANGEVIN:
         heat: Floats = trace.gauge.mean(1)
-        return value * (1 - 1 / np.maximum(heat, 1e-3))
+        excess: Floats = value * (1 - 1 / np.maximum(heat, 1e-3))
+        return excess
     raised: Floats = settings.lr / 8 * trace.energy.mean(1)
     taken = np.isfinite(trace.gauge)
     seen = np.where(taken, scaled, np.nan)
@@ -151,7 +152,8 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
     # Above a minimum both are positive; elsewhere, or by chance, the quadratic stands in. A loss that grows slower than
     # |w| has no step bias of this kind to speak of.
     steep = np.where((virial > 0) & (loss > 0), np.maximum(power, 1.0), 2.0)
-    return raised * 2 / steep
+    bias: Floats = raised * 2 / steep
+    return bias
 
 
 def lost_at(trace: Trace, settings: Settings, scaled: Floats, moving: int) -> npt.NDArray[np.int64]:

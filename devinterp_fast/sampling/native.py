@@ -407,8 +407,8 @@ class NativeRun:
     @property
     def state(self) -> State:
         """Where the chains are: what a later run takes as ``start``."""
-        copies = (x.clone() for x in (self.w, self.first, self.second))
-        return State(self.step, *copies, self.thermostat.copy(), self.diverged.copy())
+        w, first, second = (x.clone() for x in (self.w, self.first, self.second))
+        return State(self.step, w, first, second, self.thermostat.copy(), self.diverged.copy())
 
     def finish(
         self,

@@ -31,7 +31,7 @@ TORCH_WORK = 2e10
 
 CALL = 2e6
 ACCEPTANCE = 0.9
-"""Of HMC. Higher than what mixes fastest: where curvature varies, a step of lower acceptance sticks where it is high."""
+"""Of HMC. Higher than what mixes fastest: where curvature varies, a larger step sticks in the narrow places."""
 LONGEST = 128  # leapfrog steps
 SHORTEST = 8
 DRAWS = 400
@@ -106,8 +106,8 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     draws = _draws_needed(np.concatenate(history[len(history) // 2 :], axis=1))
     draws = max(DRAWS, min(draws, (gradients - spent) // leapfrog))
     return replace(
-        settings, draws=draws, burn_in=0, thin=1, lr=lr, sampler=replace(settings.sampler, name=name, leapfrog=leapfrog),
-        start=state,
+        settings, draws=draws, burn_in=0, thin=1, lr=lr, start=state,
+        sampler=replace(settings.sampler, name=name, leapfrog=leapfrog),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _targets(settings: Settings) -> list[np.ndarray]:
 def sgnht(
     run: Run, settings: Settings, stiffness: float, steps: int, stiffness_at: Callable[[torch.Tensor], float]
 ) -> Settings:
-    """SGNHT that is ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
+    """SGNHT ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
 
     The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift.
 

@@ -87,9 +87,7 @@ class Exact:
     def __init__(self, array: np.ndarray):
         offset = array.ctypes.data % 16
         memory = ctypes.c_void_p()
-        ctypes.CDLL(None).posix_memalign(
-            ctypes.byref(memory), ctypes.c_size_t(16), ctypes.c_size_t(array.nbytes + offset)
-        )
+        ctypes.CDLL(None).posix_memalign(ctypes.byref(memory), ctypes.c_size_t(16), ctypes.c_size_t(array.nbytes + offset))
         self.address = (memory.value or 0) + offset
         self.array = np.frombuffer((ctypes.c_ubyte * array.nbytes).from_address(self.address), array.dtype)
         self.array = self.array.reshape(array.shape)
