@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 from torch import Tensor, nn
 
-from devinterp_fast import _flat
+from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
@@ -85,6 +87,17 @@ class LLC:
         nbeta = xr.DataArray(self.settings["nbeta"], dims="chain")
         gain = nbeta * (self.trace["loss"] - self.trace["baseline"])
         return gain.cumsum("draw") / np.arange(1, gain.sizes["draw"] + 1)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the estimate with its trace as Zarr, whole or not at all; ``load_llc`` reads it.
+
+        ``xarray.open_zarr(path)`` reads it too, and ArviZ takes that as it is: ``az.summary``, ``az.plot_trace``.
+
+        Raises:
+            MissingExtraError: zarr is not installed.
+            RunFolderError: the folder cannot be written.
+        """
+        return store.write_zarr("path", saved(self), Path(path))
 
     def __str__(self) -> str:
         chains, draws = self.trace.sizes["chain"], self.trace.sizes["draw"]
