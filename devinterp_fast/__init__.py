@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from devinterp_fast import _ops as _ops  # registers torch.ops.devinterp_fast
+from devinterp_fast import _ops_cuda as _ops_cuda
 from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.changepoint.detectors import ChannelAlarm, Detector
 from devinterp_fast.changepoint.focus import Focus
@@ -19,6 +20,7 @@ from devinterp_fast.estimators.covariance import (
 from devinterp_fast.estimators.fluctuation import TwoTemperatureLLC, VarianceLLC, two_temperature_llc, variance_llc
 from devinterp_fast.estimators.influence import Influence, influence, loss_kernel
 from devinterp_fast.estimators.llc import LLC, estimate_llc, explain
+from devinterp_fast.estimators.saved import load_llc
 from devinterp_fast.estimators.susceptibility import Susceptibilities, susceptibilities
 from devinterp_fast.estimators.waic import WAIC, WBIC, estimate_waic, estimate_wbic
 from devinterp_fast.monitor.monitor import Change, Monitor, Transition
@@ -61,6 +63,7 @@ __all__ = [
     "estimate_wbic",
     "explain",
     "influence",
+    "load_llc",
     "localize",
     "loss_kernel",
     "mala_acceptance",

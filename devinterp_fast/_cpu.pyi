@@ -9,6 +9,8 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "Curvature32",
+    "Curvature64",
     "Focus",
     "GlrDetector",
     "Program",
@@ -16,6 +18,7 @@ __all__: list[str] = [
     "batch_indices",
     "batch_indices_i64",
     "compiler",
+    "has_second",
     "isa",
     "isa_available",
     "multiply_adds",
@@ -217,13 +220,120 @@ class Program:
         trace_loss: typing.SupportsInt | typing.SupportsIndex,
         trace_baseline: typing.SupportsInt | typing.SupportsIndex,
         trace_energy: typing.SupportsInt | typing.SupportsIndex,
+        trace_gauge: typing.SupportsInt | typing.SupportsIndex,
         trace_ld: typing.SupportsInt | typing.SupportsIndex,
         diverged: typing.SupportsInt | typing.SupportsIndex,
+        sampler: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
         threads: typing.SupportsInt | typing.SupportsIndex,
     ) -> None:
         """Advances all chains by `steps` steps."""
     def scratch(self, layout: typing.SupportsInt | typing.SupportsIndex) -> int:
         """Floats that a thread needs beside a chain's own vectors."""
+
+class Curvature32:
+    """The mean loss of a Program at a stack of checkpoints: gradients and curvature products."""
+    def __init__(
+        self,
+        program: Program,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        checkpoints: typing.SupportsInt | typing.SupportsIndex,
+        cache: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient(
+        self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, total): gradients of the mean loss."""
+    def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Out (checkpoints, count) float64: per-sample losses."""
+    def product(
+        self,
+        kind: typing.SupportsInt | typing.SupportsIndex,
+        v: typing.SupportsInt | typing.SupportsIndex,
+        probes: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher."""
+    @property
+    def cached(self) -> int:
+        """Blocks of samples whose values and gradients are kept."""
+    @property
+    def states(self) -> int:
+        """Blocks of samples, over all checkpoints."""
+
+class Curvature64:
+    """The mean loss of a Program at a stack of checkpoints: gradients and curvature products."""
+    def __init__(
+        self,
+        program: Program,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        checkpoints: typing.SupportsInt | typing.SupportsIndex,
+        cache: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient(
+        self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, total): gradients of the mean loss."""
+    def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Out (checkpoints, count) float64: per-sample losses."""
+    def product(
+        self,
+        kind: typing.SupportsInt | typing.SupportsIndex,
+        v: typing.SupportsInt | typing.SupportsIndex,
+        probes: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher."""
+    @property
+    def cached(self) -> int:
+        """Blocks of samples whose values and gradients are kept."""
+    @property
+    def states(self) -> int:
+        """Blocks of samples, over all checkpoints."""
 
 class GlrDetector:
     def __init__(
@@ -288,6 +398,9 @@ def batch_indices_i64(
 def compiler() -> str:
     """The compiler that built this module."""
 
+def has_second(program: Program) -> bool:
+    """Whether every operation has a second derivative here."""
+
 def isa() -> str:
     """Name of the instruction set in use."""
 
@@ -334,6 +447,7 @@ def sgld_step_f32(
     first_chain: typing.SupportsInt | typing.SupportsIndex,
     noise: bool,
     energy: typing.SupportsInt | typing.SupportsIndex,
+    square: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...]."""

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 void bind_changepoint(pybind11::module_&);
+void bind_curvature(pybind11::module_&);
 void bind_engine(pybind11::module_&);
 void bind_glr(pybind11::module_&);
 void bind_info(pybind11::module_&);

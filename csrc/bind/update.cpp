@@ -17,7 +17,7 @@ void bind_update(py::module_& m) {
       [](uintptr_t w, int64_t w_ld, uintptr_t center, int64_t center_ld, uintptr_t mask, int64_t mask_ld,
          int64_t chains, const std::vector<std::tuple<int64_t, int64_t, uintptr_t, int64_t>>& gradients, uintptr_t lr,
          uintptr_t localization, uintptr_t nbeta, uint64_t seed, uint32_t step, uint32_t first_chain, bool noise,
-         uintptr_t energy, int threads) {
+         uintptr_t energy, uintptr_t square, int threads) {
         const py::gil_scoped_release unlocked;
         std::vector<dif::SgldTensor> tensors;
         tensors.reserve(gradients.size());
@@ -29,10 +29,10 @@ void bind_update(py::module_& m) {
                        tensors.data(), static_cast<int64_t>(tensors.size()),
                        {reinterpret_cast<const double*>(lr), reinterpret_cast<const double*>(localization),
                         reinterpret_cast<const double*>(nbeta), seed, step, first_chain, noise},
-                       reinterpret_cast<double*>(energy), threads);
+                       reinterpret_cast<double*>(energy), reinterpret_cast<double*>(square), threads);
       },
       py::arg("w"), py::arg("w_ld"), py::arg("center"), py::arg("center_ld"), py::arg("mask"), py::arg("mask_ld"),
       py::arg("chains"), py::arg("gradients"), py::arg("lr"), py::arg("localization"), py::arg("nbeta"),
-      py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("energy"), py::arg("threads"),
-      "One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...].");
+      py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("energy"), py::arg("square"),
+      py::arg("threads"), "One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...].");
 }

@@ -4,16 +4,18 @@
 #include <vector>
 
 #include "cpu/engine_isa.hpp"
+#include "cpu/samplers.hpp"
 
 namespace dif {
 
 enum BatchMode : int32_t { batch_independent = 0, batch_shared = 1, batch_epoch = 2, batch_full = 3 };
 
-// A Program laid out in memory for one kind of passes.
+// A Program laid out in memory for one kind of passes; `block` > 0: for second derivatives (engine_second.hpp), in
+// blocks of that many samples.
 class LaidOut {
  public:
   LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
-          const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total);
+          const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total, int64_t block = 0);
   const Plan& plan() const { return plan_; }
 
  private:
@@ -28,7 +30,7 @@ class LaidOut {
   std::vector<ValuePlan> places_;
   std::vector<OpPlan> steps_;
   std::vector<int32_t> maps_;
-  int64_t taken_ = 0;
+  int64_t block_, taken_ = 0;
   Plan plan_;
 };
 
@@ -40,6 +42,8 @@ class CompiledProgram {
   CompiledProgram(const CompiledProgram&) = delete;
   Layout layout(int32_t mode) const;  // of a run in this BatchMode
   const Plan& plan(Layout) const;
+  // The matrix layout of second derivatives; valid as long as this Program lives.
+  LaidOut second(int64_t samples) const;
 
  private:
   std::vector<ProgramValue> values_;
@@ -68,18 +72,19 @@ struct RunSettings {
   const uint8_t* mask;                      // (dim) or null
   const float* frozen;                      // (total - dim)
   const double* baseline;                   // (n) per-sample losses, or null
+  SamplerSettings sampler;
 };
 
 // Each (chains, draws) with row stride ld; draw k is step burn_in + k thin. Rows of a diverged chain are left
 // as they are from the step it diverged at.
 struct Trace {
-  double *loss, *baseline, *energy;
+  double *loss, *baseline, *energy, *gauge;  // the last two: StepReport
   int64_t ld;
 };
 
 // Advances w (chains, dim; row stride w_ld) by `steps` steps from step `first_step`. diverged (chains) holds
-// the first step whose loss was not finite, or -1; such a chain stands still. Results do not depend on
-// threads, on how steps are grouped into calls, or on the other chains.
+// the first step whose loss was not finite, or -1; such a chain stands still. With HMC a step is a trajectory, on
+// full batches. Results do not depend on threads, on how steps are grouped into calls, or on the other chains.
 void run_chains(const CompiledProgram&, const Data<float>&, const RunSettings&, float* w, int64_t w_ld,
                 int64_t first_step, int64_t steps, const Trace&, int64_t* diverged, int threads);
 

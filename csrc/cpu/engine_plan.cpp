@@ -48,6 +48,18 @@ bool narrow(const std::vector<ProgramValue>& values, const std::vector<ProgramOp
   return true;
 }
 
+// x -> W x -> act(W^T (W x) + b) with a squared error and W trained: its hidden width, or 0.
+int32_t tied_pair(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops, const Plan& plan) {
+  if (ops.size() != 3 || ops[0].kind != op_input || ops[1].kind != op_linear || ops[2].kind != op_linear) return 0;
+  const ProgramOp &in = ops[0], &down = ops[1], &up = ops[2];
+  const bool chained = down.a == in.out && up.a == down.out && plan.loss.prediction == up.out && in.first == 0;
+  const bool shared = down.weight == up.weight && down.transposed != up.transposed && down.weight < plan.dim;
+  const bool simple = down.bias < 0 && down.activation == act_none && up.activation <= act_relu;
+  const int32_t hidden = at(values, down.out).cols, features = at(values, up.out).cols;
+  const bool fits = hidden <= tied_hidden && features <= tied_features && at(values, in.out).cols == features;
+  return chained && shared && simple && fits && plan.loss.kind == loss_squared ? hidden : 0;
+}
+
 }  // namespace
 
 int64_t LaidOut::take(int64_t floats) {
@@ -97,7 +109,8 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
     if (values_[v].base >= 0) continue;
     sample += (needs_[v] ? 2 : 1) * values_[v].rows * round16(values_[v].cols);
   }
-  const int64_t block = plan.block = std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
+  const int64_t block = plan.block =
+      block_ > 0 ? block_ : std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
   const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
   for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);
   // Gradients that begin at zero, because slices write them piece by piece, lie together at the front.
@@ -134,14 +147,18 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
         const int64_t e = at(maps, op.first + i);
         maps_.push_back(e < 0 ? -1 : static_cast<int32_t>(e / cols * ld + e % cols));
       }
-    } else if (op.activation > act_sigmoid) {
-      step.extra = take(size(op.out));
+    } else if (op.activation > act_sigmoid || (block_ > 0 && op.activation > act_relu)) {
+      step.extra = take((block_ > 0 ? 2 : 1) * size(op.out));  // slopes; behind them what second derivatives add
     }
+  }
+  plan.kept = taken_;
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const ProgramOp& op = ops_[i];
     // W is used as it lies in one direction and transposed in the other; without a backward product, once.
     if (op.kind != op_linear || (op.transposed && at(places_, op.a).grad < 0)) continue;
     const int64_t in = at(values_, op.a).cols, out = at(values_, op.out).cols;
-    step.turned_ld = round16(op.transposed ? in : out);
-    step.turned = take((op.transposed ? out : in) * step.turned_ld);
+    steps_[i].turned_ld = round16(op.transposed ? in : out);
+    steps_[i].turned = take((op.transposed ? out : in) * steps_[i].turned_ld);
   }
 }
 
@@ -186,13 +203,14 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
       if (ops_[i].activation == act_none) steps_[i].sloped = true;
     }
   }
-  plan.targets = take(size(plan.loss.prediction));
-  if (!chains) plan.sums = take(plan.dim * 16);
+  plan.tied = tied_pair(values_, ops_, plan);
+  plan.targets = take(std::max(size(plan.loss.prediction), plan.tied * tied_features * 16 + 2 * tied_features * 64));
+  if (!chains) plan.sums = take(round16(plan.dim) * 16);
 }
 
 LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
-                 const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total)
-    : values_(values), ops_(ops), plan_{} {
+                 const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total, int64_t block)
+    : values_(values), ops_(ops), block_(block), plan_{} {
   plan_.loss = loss;
   plan_.dim = dim;
   plan_.total = total;
@@ -227,6 +245,11 @@ CompiledProgram::CompiledProgram(std::vector<ProgramValue> values, std::vector<P
 Layout CompiledProgram::layout(int32_t mode) const {
   if (layouts_.size() == 1) return layout_matrix;
   return mode == batch_shared ? layout_chains : layout_samples;
+}
+
+LaidOut CompiledProgram::second(int64_t samples) const {
+  const Plan& plan = layouts_.front().plan();
+  return LaidOut(layout_matrix, values_, ops_, maps_, plan.loss, plan.dim, plan.total, samples);
 }
 
 const Plan& CompiledProgram::plan(Layout layout) const { return layouts_[static_cast<size_t>(layout)].plan(); }

@@ -33,15 +33,15 @@ std::vector<Piece> cut(const SgldTensor* tensors, int64_t count) {
 }  // namespace
 
 void sgld_step(const SgldBlock& block, const SgldTensor* tensors, int64_t tensor_count, const SgldSettings& settings,
-               double* energy, int threads) {
+               double* energy, double* square, int threads) {
   const std::vector<Piece> pieces = cut(tensors, tensor_count);
-  std::vector<SgldCoefficients> coefficients(static_cast<size_t>(block.chains));
+  std::vector<Sgld> coefficients(static_cast<size_t>(block.chains));
   for (int64_t c = 0; c < block.chains; ++c) {
     coefficients[static_cast<size_t>(c)] = {
-        static_cast<float>(settings.nbeta[c]), static_cast<float>(settings.localization[c]),
-        static_cast<float>(-0.5 * settings.lr[c]), static_cast<float>(std::sqrt(settings.lr[c]))};
+        {static_cast<float>(settings.nbeta[c]), static_cast<float>(settings.localization[c]),
+         static_cast<float>(-0.5 * settings.lr[c]), static_cast<float>(std::sqrt(settings.lr[c]))}};
   }
-  std::vector<double> part(pieces.size() * static_cast<size_t>(block.chains));
+  std::vector<StepSums> part(pieces.size() * static_cast<size_t>(block.chains));
   const Kernels& run = kernels();
   // Pieces outside, chains inside: a shared center stays in cache while all chains read it.
   parallel(threads, static_cast<int64_t>(pieces.size()), [&](int64_t low, int64_t high) {
@@ -50,19 +50,23 @@ void sgld_step(const SgldBlock& block, const SgldTensor* tensors, int64_t tensor
       for (int64_t c = 0; c < block.chains; ++c) {
         const Address at{settings.seed, settings.first_chain + static_cast<uint32_t>(c), settings.step, update_noise};
         part[static_cast<size_t>(p * block.chains + c)] =
-            run.sgld(block.w + c * block.w_ld + piece.first,
-                     piece.tensor->g + c * piece.tensor->g_ld + piece.first - piece.tensor->first,
-                     block.center + c * block.center_ld + piece.first,
-                     block.mask ? block.mask + c * block.mask_ld + piece.first : nullptr, piece.first, piece.size,
-                     coefficients[static_cast<size_t>(c)], at, settings.noise);
+            run.sgld({{block.w + c * block.w_ld + piece.first, nullptr, nullptr},
+                      piece.tensor->g + c * piece.tensor->g_ld + piece.first - piece.tensor->first,
+                      block.center + c * block.center_ld + piece.first,
+                      block.mask ? block.mask + c * block.mask_ld + piece.first : nullptr},
+                     piece.first, piece.size, coefficients[static_cast<size_t>(c)], at, settings.noise);
       }
     }
   });
-  if (!energy) return;
   for (int64_t c = 0; c < block.chains; ++c) {
-    energy[c] = 0.0;
-    for (size_t p = 0; p < pieces.size(); ++p)
-      energy[c] += part[p * static_cast<size_t>(block.chains) + static_cast<size_t>(c)];
+    StepSums all{0.0, 0.0};
+    for (size_t p = 0; p < pieces.size(); ++p) {
+      const StepSums& one = part[p * static_cast<size_t>(block.chains) + static_cast<size_t>(c)];
+      all.work += one.work;
+      all.square += one.square;
+    }
+    if (energy) energy[c] = all.work;
+    if (square) square[c] = all.square;
   }
 }
 

@@ -29,9 +29,9 @@ struct SgldSettings {
   bool noise;
 };
 
-// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), or is null. The result does not depend on
-// `threads`.
+// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), `square` (chains) sum d . d; either may be
+// null. The result does not depend on `threads`.
 void sgld_step(const SgldBlock&, const SgldTensor* tensors, int64_t tensor_count, const SgldSettings&, double* energy,
-               int threads);
+               double* square, int threads);
 
 }  // namespace dif

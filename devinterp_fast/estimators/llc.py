@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -20,10 +21,11 @@ from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
+from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls, step_biases
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.samplers import Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
 
 if TYPE_CHECKING:
@@ -58,8 +60,8 @@ class LLC:
         engine_reason: why that one.
         seconds: wall time.
         interrupted: whether Ctrl-C ended the run early; the first warning says what was kept.
-        trace: dims (chain, draw): ``loss`` on a step's batch before its update, and ``baseline``, the loss at the
-            center on the same batch.
+        trace: dims (chain, draw): ``loss`` on a step's batch before its update, ``baseline``, the loss at the center
+            on the same batch, and ``llc``, nbeta times their difference.
 
     Units:
         None: a learning coefficient is a number (half a dimension count).
@@ -84,9 +86,7 @@ class LLC:
     @property
     def running(self) -> xr.DataArray:
         """The estimate of each chain from its draws so far, nbeta mean_{s <= t} (L(w_s) - L(w0)): (chain, draw)."""
-        nbeta = xr.DataArray(self.settings["nbeta"], dims="chain")
-        gain = nbeta * (self.trace["loss"] - self.trace["baseline"])
-        return gain.cumsum("draw") / np.arange(1, gain.sizes["draw"] + 1)
+        return self.trace["llc"].cumsum("draw") / np.arange(1, self.trace.sizes["draw"] + 1)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Writes the estimate with its trace as Zarr, whole or not at all; ``load_llc`` reads it.
@@ -97,7 +97,9 @@ class LLC:
             MissingExtraError: zarr is not installed.
             RunFolderError: the folder cannot be written.
         """
-        return store.write_zarr("path", saved(self), Path(path))
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trace", "per_chain")}
+        data = self.trace.assign(per_chain=("chain", self.per_chain)).assign_attrs(result=json.dumps(kept))
+        return store.write_zarr("path", data, Path(path))
 
     def __str__(self) -> str:
         chains, draws = self.trace.sizes["chain"], self.trace.sizes["draw"]
@@ -128,7 +130,7 @@ def estimate_llc(
     localization: PerChain | str = "auto",
     nbeta: PerChain | None = None,
     n: int | None = None,
-    sampler: str = "auto",
+    sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "independent",
     mask: Tensor | dict[str, Tensor] | None = None,
@@ -231,7 +233,8 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
     scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
-    biases = settings.lr / 8 * trace.energy
+    with np.errstate(invalid="ignore"):  # of a diverged chain, which is left out
+        biases = step_biases(trace, settings, scaled)
     per_chain = np.where(healthy, scaled.mean(1) - (biases if unbias else 0.0), np.nan)
     doubt = diagnose(scaled[healthy])
     value = float(per_chain[healthy].mean())
@@ -243,10 +246,11 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
         "nbeta": settings.nbeta.tolist(), "burn_in": settings.burn_in, "thin": settings.thin,
-        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": "sgld",
+        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed,
+        "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
-        {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
+        {"llc": (dims, scaled), "loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
         coords={"chain": np.arange(settings.chains), "draw": np.arange(settings.draws)},
         attrs={**used, "engine": engine, "engine_reason": reason},
     )
@@ -267,9 +271,8 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
         f"interrupted: {len(chains)} of {settings.chains} chains and {draws} of {settings.draws} draws were kept; "
         "run it again for the rest"
     )
-    part = Trace(
-        trace.loss[chains, :draws], trace.baseline[chains, :draws], trace.energy[chains], trace.diverged[chains]
-    )
+    parts = {name: getattr(trace, name)[chains, :draws] for name in ("loss", "baseline", "energy", "gauge")}
+    part = Trace(**parts, diverged=trace.diverged[chains])
     return part, replace(settings, chains=len(chains), draws=draws, **each), (sentence,)
 
 

@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from arviz_stats.base import array_stats
 
+from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.samplers import LANGEVIN
+
 Floats = npt.NDArray[np.float64]
 
 _BLOCKS = 1000
@@ -104,3 +107,42 @@ def every_chain_falls(draws: Floats) -> bool:
         return False
     first, second = draws[:, : count // 2].mean(1), draws[:, -(count // 2) :].mean(1)
     return bool(((draws.mean(1) < 0) & (second < first)).all())
+
+
+def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
+    """By how much a chain's step size raises its value, to first order in the step.
+
+    SGLD, in a metric G (1 if plain): lr / 8 {2 E[d . G nbeta g] - Cov(nbeta L, d . G d)}. It is exact to first order for
+    every loss with exact gradients. A minibatch's noise enters the first term twice and, where the loss and the
+    gradient are of the same batch, leaves by the second: half of the covariance is taken with the batch before, so that
+    it counts once, as on a quadratic it should. With momentum: the share by which the noise heats the chain,
+    value (1 - 1 / mean p^2). With accept-reject: 0.
+
+    Args:
+        trace: of the run.
+        settings: of the run.
+        scaled: nbeta (L(w_t) - L(w0)).
+
+    Shape:
+        scaled: (chains, draws); returns (chains,).
+
+    Source:
+        The first-order stationary density of Euler's method: Talay, Tubaro (1990).
+    """
+    if settings.sampler.corrected:
+        return np.zeros(len(scaled))
+    if settings.sampler.kind == LANGEVIN:
+        heat: Floats = trace.gauge.mean(1)
+        return scaled.mean(1) * (1 - 1 / np.maximum(heat, 1e-3))
+    gauge = trace.gauge
+    covariance = _covariance(scaled, gauge)
+    if settings.batches != "full" and settings.thin == 1 and scaled.shape[1] > 2:
+        covariance = (covariance + _covariance(scaled[:, :-1], gauge[:, 1:])) / 2
+    bias: Floats = settings.lr / 8 * (2 * trace.energy.mean(1) - covariance)
+    return bias
+
+
+def _covariance(a: Floats, b: Floats) -> Floats:
+    """Of two quantities of the same chain. Shape: (chains, draws) twice -> (chains,)."""
+    product: Floats = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
+    return product

@@ -125,20 +125,23 @@ class NativeEngine:
             self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
             nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
             batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
+            sampler=s.sampler, anchor=self._anchor(), start=s.start,
         )  # fmt: skip
 
         def report(step: int, steps: int) -> None:
             seen = ~np.isnan(run.loss[0])
             gain = (run.loss[0] - run.baseline[0])[seen]
-            progress(step * s.chains, f"LLC {s.nbeta[0] * gain.mean():.3g}" if len(gain) else "")
+            progress((step - s.first_step) * s.chains, f"LLC {s.nbeta[0] * gain.mean():.3g}" if len(gain) else "")
 
         def show(k: int, w: Tensor) -> None:
             if see is not None:
                 see(k, slice(0, s.chains), w, run.loss[:, k], run.baseline[:, k])
 
         run.finish(report, see=show if see else None, stop=stop)
-        energy = np.nan_to_num(run.energy).sum(1) / np.maximum((~np.isnan(run.energy)).sum(1), 1)
-        return Trace(run.loss, run.baseline, energy, run.diverged)
+        return Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, run.state)
+
+    def _anchor(self) -> Tensor | None:
+        return self.program.gradient(self.center)[1] if self.settings.sampler.control_variate else None
 
 
 def make(

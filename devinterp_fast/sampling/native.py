@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from devinterp_fast import _cpu
-from devinterp_fast._program import Description, Unsupported, describe
+from devinterp_fast._program import Curvature, Description, Unsupported, describe
+from devinterp_fast.sampling.run import State
+from devinterp_fast.sampling.samplers import Sampler
 
 Batches = Literal["independent", "shared", "epoch", "full"]
 MODES: tuple[Batches, ...] = ("independent", "shared", "epoch", "full")
@@ -137,6 +139,10 @@ class Program:
         """Per-sample losses, and the gradient (dim) of their mean in the precision of ``w``."""
         return self._pass(w, index, True)
 
+    def curvature(self, w: Tensor, index: Tensor | None = None, **settings: Any) -> Curvature:
+        """The mean loss at ``w`` (dim) or (K, dim), for products with its curvature; settings: cache, threads."""
+        return Curvature(self, w, index, **settings)
+
     def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
         chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
         data, alive = self.data(w.dtype)
@@ -252,7 +258,9 @@ class NativeRun:
         loss, baseline, energy: float64 (chains, draws); NaN where nothing is recorded yet.
         diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
 
-    To continue a run elsewhere, pass its ``w``, ``step`` and ``diverged``: the numbers are the same bits.
+        gauge: float64 (chains, draws), see ``Trace``.
+
+    To continue a run, pass its ``state`` as ``start``: the numbers are the same bits.
 
     Memory: 4 dim bytes a chain and 24 a draw; a thread needs four vectors of dim floats and the scratch of one block
     of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample alone takes more, and a
@@ -277,11 +285,14 @@ class NativeRun:
         batch_size: int = 256,
         threads: int = 1,
         baseline: np.ndarray[Any, Any] | Tensor | None = None,
-        w: Tensor | None = None,
-        step: int = 0,
-        diverged: np.ndarray[Any, Any] | None = None,
+        sampler: Sampler | None = None,
+        anchor: Tensor | None = None,
+        start: State | None = None,
     ) -> None:
-        """Chains start at ``center`` (dim) or (chains, dim), or at the ``w`` of an earlier run."""
+        """Chains start at ``center`` (dim) or (chains, dim), or at the ``start`` that an earlier run left.
+
+        ``anchor`` (dim) is the full gradient at the center, for a sampler with control variates.
+        """
         self.program = program
         self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
         self.chains, self.draws, self.burn_in, self.thin = len(self.lr), draws, burn_in, thin
@@ -290,11 +301,19 @@ class NativeRun:
         self.center = center.detach().to(torch.float32).contiguous()
         self.mask = None if mask is None else (mask.detach().reshape(-1) != 0).to(torch.uint8)
         self.start = None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
-        start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
-        self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
+        self.sampler = Sampler() if sampler is None else sampler
+        if start is None:
+            start = State.at(self.center, self.chains, self.sampler)
+        self.begun = self.step = start.step
+        self.w, self.first, self.second = (
+            x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+            for x in (start.w, start.first, start.second)
+        )
+        self.thermostat, self.diverged = start.thermostat.copy(), start.diverged.astype(np.int64)
+        self._friction = np.full(self.chains, self.sampler.friction)
+        self.anchor = None if anchor is None else anchor.detach().to(torch.float32).contiguous()
         self._check()
-        self.loss, self.baseline, self.energy = (np.full((self.chains, draws), np.nan) for _ in range(3))
-        self.diverged = np.full(self.chains, -1, dtype=np.int64) if diverged is None else diverged.astype(np.int64)
+        self.loss, self.baseline, self.energy, self.gauge = (np.full((self.chains, draws), np.nan) for _ in range(4))
         self._frozen = program.description.frozen.to(torch.float32).contiguous()
         self._data, self._alive = program.data(torch.float32)
 
@@ -304,6 +323,13 @@ class NativeRun:
             raise ValueError(f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}")
         if self.w.shape != (self.chains, dim):
             raise ValueError(f"w: expected ({self.chains}, {dim}), got {tuple(self.w.shape)}")
+        for name, has in zip(("first", "second"), self.sampler.rows, strict=True):
+            if getattr(self, name).shape != (self.chains, dim if has else 0):
+                raise ValueError(f"start: expected {name} ({self.chains}, {dim if has else 0}), got another sampler's")
+        if self.sampler.corrected and MODES[self.mode] != "full":
+            raise ValueError(f"batches: expected 'full' for {self.sampler.name!r}, got {MODES[self.mode]!r}")
+        if (self.anchor is not None) != self.sampler.control_variate:
+            raise ValueError("anchor: expected one exactly for a sampler with control variates")
         if self.mask is not None and self.mask.numel() != dim:
             raise ValueError(f"mask: expected {dim} elements, got {self.mask.numel()}")
         for name in ("localization", "nbeta"):
@@ -317,8 +343,8 @@ class NativeRun:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.burn_in + (self.draws - 1) * self.thin + 1
+        """Steps of the chains at the end of this run."""
+        return self.begun + self.burn_in + (self.draws - 1) * self.thin + 1
 
     def advance(self, steps: int) -> None:
         """Takes ``steps`` more steps, or as many as the run has left; the GIL is free meanwhile."""
@@ -333,7 +359,7 @@ class NativeRun:
             seed=self.seed,
             mode=self.mode,
             batch_size=self.batch_size,
-            burn_in=self.burn_in,
+            burn_in=self.begun + self.burn_in,
             thin=self.thin,
             lr=self.lr.ctypes.data,
             localization=self.localization.ctypes.data,
@@ -350,11 +376,30 @@ class NativeRun:
             trace_loss=self.loss.ctypes.data,
             trace_baseline=self.baseline.ctypes.data,
             trace_energy=self.energy.ctypes.data,
+            trace_gauge=self.gauge.ctypes.data,
             trace_ld=self.draws,
             diverged=self.diverged.ctypes.data,
+            sampler=self._sampler(),
             threads=self.threads,
         )
         self.step += steps
+
+    def _sampler(self) -> tuple[Any, ...]:
+        """As SamplerSettings (csrc/cpu/samplers.hpp)."""
+        s = self.sampler
+        return (
+            s.kind, s.trajectory, s.momentum_decay, s.beta2, s.epsilon,
+            2**62 if s.adapt else self.begun + self.burn_in, s.thermostat_inertia, s.box,
+            self._friction.ctypes.data, self.thermostat.ctypes.data,
+            self.first.data_ptr() if self.first.numel() else 0, self.second.data_ptr() if self.second.numel() else 0,
+            self.program.dim, 0 if self.anchor is None else self.anchor.data_ptr(),
+        )  # fmt: skip
+
+    @property
+    def state(self) -> State:
+        """Where the chains are: what a later run takes as ``start``."""
+        copies = (x.clone() for x in (self.w, self.first, self.second))
+        return State(self.step, *copies, self.thermostat.copy(), self.diverged.copy())
 
     def finish(
         self,
@@ -371,16 +416,18 @@ class NativeRun:
                 the memory of w is used again. Numbers are the same with and without it.
             stop: whether to end early.
         """
-        call = max(1, int(_CALL / (max(1, self.program.description.multiply_adds) * self.batch_size * self.chains)))
+        work = max(1, self.program.description.multiply_adds) * self.batch_size * self.sampler.trajectory
+        call = max(1, int(_CALL / (work * self.chains)))
         w = torch.empty_like(self.w) if see else self.w
         while self.step < self.steps and not stop():
-            ahead = self.burn_in - self.step if self.step < self.burn_in else (self.burn_in - self.step) % self.thin
+            left = self.begun + self.burn_in - self.step
+            ahead = left if left > 0 else left % self.thin
             if see is None or ahead:
                 self.advance(min(call, ahead) if see else call)
             else:
                 w.copy_(self.w)
                 self.advance(1)
-                see((self.step - 1 - self.burn_in) // self.thin, w)
+                see((self.step - 1 - self.begun - self.burn_in) // self.thin, w)
             if progress:
                 progress(self.step, self.steps)
         return self

@@ -22,6 +22,7 @@ from devinterp_fast.sampling import defaults, engines
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.run import Settings
+from devinterp_fast.sampling.samplers import KINDS, Sampler
 from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
 Floats = npt.NDArray[np.float64]
@@ -48,7 +49,7 @@ class RunOptions(TypedDict, total=False):
     progress: bool
 
 
-SAMPLERS = ("auto", "sgld")
+SAMPLERS = ("auto", *KINDS)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def prepare(
     localization: PerChain | str = "auto",
     nbeta: PerChain | None = None,
     n: int | None = None,
-    sampler: str = "auto",
+    sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "independent",
     mask: Tensor | dict[str, Tensor] | None = None,
@@ -112,11 +113,10 @@ def prepare(
     samples = as_data(data)
     where = _flat.layout(model)
     moves = None if mask is None else _flat.flat_mask(mask, where)
-    _choice("sampler", sampler, SAMPLERS)
     _choice("backend", backend, engines.BACKENDS)
     settings = _settings(
         samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
-        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr,
+        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr, sampler=_sampler(sampler),
     )  # fmt: skip
     center = _flat.flatten(model, where)
     with undisturbed(where.dim, settings.batch_size):
@@ -162,6 +162,13 @@ def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -
     return out
 
 
+def _sampler(sampler: str | Sampler) -> Sampler:
+    if isinstance(sampler, Sampler):
+        return sampler
+    _choice("sampler", sampler, SAMPLERS)
+    return Sampler("sgld" if sampler == "auto" else sampler)
+
+
 def _settings(
     samples: int,
     *,
@@ -176,6 +183,7 @@ def _settings(
     batch_size: int,
     batches: str,
     seed: int,
+    sampler: Sampler,
 ) -> Settings:
     """Checks the settings of a run and fills in the defaults; ``lr="auto"`` is left at 1 for the caller to set."""
     chains, thin = _count("chains", chains, 1), _count("thin", thin, 1)
@@ -207,6 +215,7 @@ def _settings(
         batches=batches,
         batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
         seed=_seed(seed),
+        sampler=sampler,
     )
 
 
