@@ -39,7 +39,11 @@ pybind11_add_module(
   _cuda
   bind/cuda.cpp
   cuda/device.cu
-  cuda/sgld.cu
+  cuda/glr.cu
+  cuda/gram.cu
+  cuda/moments.cu
+  cuda/noise.cu
+  cuda/step.cu
 )
 target_include_directories(_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 # The sources leave nothing to contract (cuda/lanes.cuh); -fmad=false keeps it so.

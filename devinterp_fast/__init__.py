@@ -10,6 +10,12 @@ from devinterp_fast.changepoint.focus import Focus
 from devinterp_fast.changepoint.localize import Localization, localize
 from devinterp_fast.changepoint.segmentation import Boundary, Segmentation, segment
 from devinterp_fast.changepoint.stages import Stages
+from devinterp_fast.curvature.density import SpectralDensity, spectral_density
+from devinterp_fast.curvature.eigen import Eigen, eigsh
+from devinterp_fast.curvature.escape import Escape, escape
+from devinterp_fast.curvature.fisher import fisher
+from devinterp_fast.curvature.operators import Operator, ggn, hessian, ntk
+from devinterp_fast.curvature.trace import Diagonal, Trace, diagonal, trace
 from devinterp_fast.estimators.acceptance import Acceptance, mala_acceptance
 from devinterp_fast.estimators.covariance import (
     EssentialDynamics,
@@ -42,35 +48,50 @@ __all__ = [
     "ChannelAlarm",
     "Checkpoints",
     "Detector",
+    "Diagonal",
+    "Eigen",
+    "Escape",
     "EssentialDynamics",
     "Focus",
     "Influence",
     "Localization",
     "Monitor",
     "Observable",
+    "Operator",
     "PosteriorCovariance",
     "Schedule",
     "Segmentation",
+    "SpectralDensity",
     "Stages",
     "Susceptibilities",
+    "Trace",
     "Transition",
     "TwoTemperatureLLC",
     "VarianceLLC",
     "__version__",
+    "diagonal",
+    "eigsh",
+    "escape",
     "essential_dynamics",
     "estimate_llc",
     "estimate_waic",
     "estimate_wbic",
     "explain",
+    "fisher",
+    "ggn",
+    "hessian",
     "influence",
     "load_llc",
     "localize",
     "loss_kernel",
     "mala_acceptance",
     "next_token_loss",
+    "ntk",
     "posterior_covariance",
     "segment",
+    "spectral_density",
     "susceptibilities",
+    "trace",
     "two_temperature_llc",
     "variance_llc",
 ]

@@ -23,6 +23,7 @@ __all__: list[str] = [
     "isa_available",
     "multiply_adds",
     "normals_f32",
+    "sampler_step_f32",
     "sgld_step_f32",
     "use_isa",
     "words_u32",
@@ -422,6 +423,37 @@ def normals_f32(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """Out (chains, size): standard normals."""
+
+def sampler_step_f32(
+    sampler: typing.SupportsInt | typing.SupportsIndex,
+    w: typing.SupportsInt | typing.SupportsIndex,
+    w_ld: typing.SupportsInt | typing.SupportsIndex,
+    center: typing.SupportsInt | typing.SupportsIndex,
+    center_ld: typing.SupportsInt | typing.SupportsIndex,
+    mask: typing.SupportsInt | typing.SupportsIndex,
+    mask_ld: typing.SupportsInt | typing.SupportsIndex,
+    first: typing.SupportsInt | typing.SupportsIndex,
+    second: typing.SupportsInt | typing.SupportsIndex,
+    state_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    gradients: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    coefficients: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    noise: bool,
+    work: typing.SupportsInt | typing.SupportsIndex,
+    gauge: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> bool:
+    """One step of a sampler with ready coefficients; False if there is no such sampler."""
 
 def sgld_step_f32(
     w: typing.SupportsInt | typing.SupportsIndex,

@@ -7,19 +7,21 @@ which a replay reads anew.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from devinterp_fast._native import describe
+from devinterp_fast import _cpu
+from devinterp_fast._native import UPDATE_NOISE, describe
 from devinterp_fast.errors import CudaError, DeviceError, DTypeError, ShapeError
 
 _cuda: ModuleType | None
 try:
-    from devinterp_fast import _cuda
-except ImportError:  # built without nvcc
+    _cuda = importlib.import_module("devinterp_fast._cuda")
+except ModuleNotFoundError:  # built without nvcc
     _cuda = None
 
 
@@ -55,7 +57,8 @@ def module() -> ModuleType:
 
 def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
     """Raises unless the tensor is of this dtype, shape and device, with its last dimension dense."""
-    if tensor.dtype == dtype and tensor.device == device and tensor.shape == shape and _dense(tensor):
+    # one expression on the way of every call: each comparison costs as much as a kernel's argument
+    if tensor.dtype is dtype and tensor.shape == shape and tensor.device == device and _dense(tensor):
         return
     wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} {shape} on {device}"
     if tensor.dtype != dtype:
@@ -68,7 +71,7 @@ def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def _dense(tensor: Tensor) -> bool:
-    return tensor.numel() == 0 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
+    return tensor.is_contiguous() or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
 
 
 def _rows(name: str, tensor: Tensor, dtype: torch.dtype, chains: int, dim: int, device: torch.device) -> int:
@@ -117,87 +120,212 @@ def stream_of(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-def _raise_if(error: str | None) -> None:
-    if error is not None:
-        raise CudaError(f"cuda: {error}")
+BLOCK = 8192
+"""Coordinates that are summed together (csrc/core/blocks.hpp)."""
+
+SAMPLERS = {"sgld": (0, 4, 1), "langevin": (1, 6, 2), "preconditioned": (2, 9, 3)}
+"""Number, coefficients, and vectors that move (w first) of each sampler, as in csrc/core/update.hpp."""
 
 
-def partial_sums(gradients: Sequence[Tensor], chains: int) -> int:
-    """How many doubles the ``partial`` of a step with an energy must hold: one a chain and block of coordinates."""
-    first, tensors = 0, []
-    for g in gradients:
-        size = g.numel() // max(chains, 1)
-        tensors.append((first, size))
-        first += size
-    return int(module().partial_sums(tensors, chains))
-
-
-def sgld_step_(
-    w: Tensor,
-    gradients: Sequence[Tensor],
-    center: Tensor,
-    lr: Tensor,
-    localization: Tensor,
-    nbeta: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    *,
-    first_chain: int = 0,
-    mask: Tensor | None = None,
-    energy: Tensor | None = None,
-    partial: Tensor | None = None,
-    noise: bool = True,
-) -> Tensor:
-    """One SGLD step of every chain on a GPU, in place: ``_native.sgld_step_``, bit for bit.
+def coefficients(
+    sampler: str, lr: Tensor, localization: Tensor, nbeta: Tensor, *, friction: Tensor | float = 0.0,
+    beta1: float = 0.0, beta2: float = 0.99, epsilon: float = 1e-8,
+) -> Tensor:  # fmt: skip
+    """What a sampler multiplies with, float32 (chains, n), made once for many steps.
 
     Args:
-        w: the chains.
-        gradients: of the mean loss, in the order of the coordinates; any number of tensors.
-        center: what the chains are localized at; one row for all, or one for each.
+        sampler: "sgld", "langevin" (momentum; of step h = sqrt(lr)) or "preconditioned" (RMSprop, Adam).
         lr: step size of each chain.
         localization: of each chain.
         nbeta: inverse temperature times sample count, of each chain.
-        seed: the key of the noise.
-        step: names the noise; advance it (``step.add_(1)``) for fresh noise, also inside a graph.
-        first_chain: the number of row 0 in the noise's address.
-        mask: False keeps a coordinate as it is, bit for bit.
-        energy: receives sum d . (nbeta g) over the moved coordinates; needs ``partial``.
-        partial: room for the sums of blocks, ``partial_sums(gradients, chains)`` numbers.
-        noise: without it the step is plain gradient descent at lr / 2.
+        friction: of the momentum; a thermostat changes it.
+        beta1: of the running mean of gradients.
+        beta2: of the running mean of their squares; 1 holds the metric still.
+        epsilon: of the metric.
 
     Shape:
-        as ``_native.sgld_step_``; seed, step: int64 (1). All on one GPU.
+        lr, localization, nbeta: float64 (chains); friction a number, or alike.
+    """
+    if sampler == "sgld":
+        columns = [nbeta, localization, -0.5 * lr, lr.sqrt()]
+    elif sampler == "langevin":
+        h = lr.sqrt()
+        x = 0.5 * friction * h
+        columns = [nbeta, localization, -h, 0.5 * h, (1 - x) / (1 + x), (2.0 * friction * h).sqrt() / (1 + x)]
+    elif sampler == "preconditioned":
+        one = torch.ones_like(lr)
+        rest = [beta1 * one, (1.0 - beta1) * one, beta2 * one, (1.0 - beta2) * one, epsilon * one]
+        columns = [nbeta, localization, -0.5 * lr, lr, *rest]
+    else:
+        raise ValueError(f"sampler: expected one of {sorted(SAMPLERS)}, got {sampler!r}")
+    return torch.stack(columns, dim=1).float()
+
+
+def sums_length(gradients: Sequence[Tensor], chains: int) -> int:
+    """How many doubles the ``sums`` of a step must hold: two a chain, and two a chain and block of coordinates."""
+    first, blocks = 0, 0
+    for g in gradients:
+        size = g.numel() // max(chains, 1)
+        blocks += (first + size - 1) // BLOCK - first // BLOCK + 1 if size else 0
+        first += size
+    return 2 * chains * (1 + blocks)
+
+
+def sampler_step_(
+    sampler: str,
+    w: Tensor,
+    gradients: Sequence[Tensor],
+    center: Tensor,
+    settings: Tensor,
+    clock: Tensor,
+    first: Tensor | None = None,
+    second: Tensor | None = None,
+    mask: Tensor | None = None,
+    sums: Tensor | None = None,
+    first_chain: int = 0,
+    noise: bool = True,
+) -> Tensor:
+    """One step of every chain on a GPU, in place, in one pass over memory; the same bits as on the CPU.
+
+    Args:
+        sampler: "sgld", "langevin" or "preconditioned".
+        w: the chains.
+        gradients: of the mean loss, in the order of the coordinates; any number of tensors.
+        center: what the chains are localized at; one row for all, or one for each.
+        settings: as ``coefficients`` makes them.
+        clock: the seed, which keys the noise, and the step, which names it; advance the step
+            (``clock[1:].add_(1)``) for fresh noise, also inside a graph.
+        first: momenta, or running means of g.
+        second: running means of g^2.
+        mask: False keeps a coordinate as it is, bit for bit.
+        sums: receives in its first 2 chains numbers sum weight d . (nbeta g) over each chain's moved coordinates, and
+            sum weight d . d, of langevin sum p . p; ``sums_length(gradients, chains)`` numbers, the rest is room.
+        first_chain: the number of row 0 in the noise's address.
+        noise: without it the same step draws none.
+
+    Shape:
+        w, first, second: float32 (chains, dim), the states with one row stride;
+        gradients: float32, contiguous, (chains, size_i) in total dim columns; center: float32 (dim) or (chains, dim);
+        settings: float32 (chains, n); clock: int64 (2); mask: bool (dim) or (chains, dim); sums: float64.
+        All on one GPU, or all on the CPU.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: an argument is not as above.
+        CudaError: the kernel could not be started.
+
+    Source:
+        csrc/core/update.hpp names that of each sampler.
+    """
+    number, columns, states = SAMPLERS[sampler]
+    chains, dim, device = _block("w", w)
+    center_ld = _rows("center", center, torch.float32, chains, dim, device)
+    mask_ld = 0 if mask is None else _rows("mask", mask, torch.bool, chains, dim, device)
+    _expect("settings", settings, torch.float32, (chains, columns), device)
+    if chains > 1 and settings.stride(0) != columns:
+        raise ShapeError(f"settings: expected rows without gaps, got row stride {settings.stride(0)}")
+    _expect("clock", clock, torch.int64, (2,), device)
+    pieces = _pieces(gradients, chains, dim, device)
+    state_ld = 0
+    for name, state in (("first", first), ("second", second))[: states - 1]:
+        if state is None:
+            raise ShapeError(f"{name}: expected float32 {(chains, dim)} on {device} for {sampler}, got none")
+        _expect(name, state, torch.float32, (chains, dim), device)
+        if state_ld not in (0, state.stride(0)):
+            raise ShapeError(f"{name}: expected the row stride of first, {state_ld}, got {state.stride(0)}")
+        state_ld = state.stride(0)
+    work = gauge = partial = 0
+    if sums is not None:
+        needed = sums_length(gradients, chains)
+        if sums.numel() < needed:
+            raise ShapeError(f"sums: expected float64 ({needed},) on {device}, got {describe(sums)}")
+        _expect("sums", sums, torch.float64, (sums.numel(),), device)
+        work = sums.data_ptr()
+        gauge, partial = work + 8 * chains, work + 16 * chains
+    where = (
+        number, w.data_ptr(), w.stride(0), center.data_ptr(), center_ld, 0 if mask is None else mask.data_ptr(),
+        mask_ld, 0 if first is None else first.data_ptr(), 0 if second is None else second.data_ptr(), state_ld,
+        chains, pieces, settings.data_ptr(),
+    )  # fmt: skip
+    if device.type == "cpu":
+        seed, step = clock.tolist()
+        threads = torch.get_num_threads()
+        _cpu.sampler_step_f32(*where, seed & (2**64 - 1), step, first_chain, noise, work, gauge, threads)
+        return w
+    at = clock.data_ptr()
+    error = module().sampler_step_f32(
+        device.index, stream_of(device), *where, at, at + 8, first_chain, noise, partial, work, gauge
+    )
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
+    return w
+
+
+def thermostat_(
+    settings: Tensor, zeta: Tensor, gauge: Tensor, lr: Tensor, friction: Tensor, *, inertia: float, moving: int
+) -> Tensor:
+    """Turns the friction of "langevin" towards temperature one, between two steps.
+
+    zeta <- zeta + h (gauge / moving - 1) / inertia, h = sqrt(lr); the settings' keep and noise follow.
+
+    Args:
+        settings: as ``coefficients`` makes them, changed in place.
+        zeta: the friction of each chain, changed in place; begins as ``friction``.
+        gauge: sum p . p of the last step.
+        lr: step size of each chain.
+        friction: that the noise balances.
+        inertia: of the thermostat.
+        moving: coordinates that the mask moves.
+
+    Shape:
+        settings: float32 (chains, 6); zeta, gauge, lr, friction: float64 (chains). All on one GPU.
 
     Raises:
         ShapeError, DTypeError, DeviceError: an argument is not as above.
         CudaError: the kernel could not be started.
     """
-    native = module()
-    chains, dim, device = _block("w", w)
-    center_ld = _rows("center", center, torch.float32, chains, dim, device)
-    mask_ld = 0 if mask is None else _rows("mask", mask, torch.bool, chains, dim, device)
-    each, one = (chains,), (1,)
-    _expect("lr", lr, torch.float64, each, device)
-    _expect("localization", localization, torch.float64, each, device)
-    _expect("nbeta", nbeta, torch.float64, each, device)
-    _expect("seed", seed, torch.int64, one, device)
-    _expect("step", step, torch.int64, one, device)
-    pieces = _pieces(gradients, chains, dim, device)
-    if energy is not None:
-        _expect("energy", energy, torch.float64, each, device)
-        needed = partial_sums(gradients, chains)
-        if partial is None or partial.numel() < needed:
-            got = "none" if partial is None else describe(partial)
-            raise ShapeError(f"partial: expected float64 ({needed},) on {device} beside energy, got {got}")
-        _expect("partial", partial, torch.float64, (partial.numel(),), device)
-    stream = stream_of(device)
-    _raise_if(
-        native.sgld_step_f32(
-            device.index, stream, w.data_ptr(), w.stride(0), center.data_ptr(), center_ld,
-            0 if mask is None else mask.data_ptr(), mask_ld, chains, pieces,
-            lr.data_ptr(), localization.data_ptr(), nbeta.data_ptr(), seed.data_ptr(), step.data_ptr(),
-            first_chain, noise, 0 if partial is None else partial.data_ptr(),
-            0 if energy is None else energy.data_ptr(),
-        )
+    device, chains = settings.device, len(settings)
+    _expect("settings", settings, torch.float32, (chains, 6), device)
+    for name, each in (("zeta", zeta), ("gauge", gauge), ("lr", lr), ("friction", friction)):
+        _expect(name, each, torch.float64, (chains,), device)
+    error = module().thermostat_f64(
+        device.index, stream_of(device), gauge.data_ptr(), moving, lr.data_ptr(), friction.data_ptr(), inertia,
+        zeta.data_ptr(), settings.data_ptr(), chains,
     )  # fmt: skip
-    return w
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
+    return settings
+
+
+NOISE = {"normals": 0, "signs": 1, "words": 2}
+
+
+def fill_noise_(kind: str, out: Tensor, clock: Tensor, *, first_chain: int = 0, stream: int = UPDATE_NOISE) -> Tensor:
+    """Fills ``out`` with numbers whose address is (seed; coordinate i, chain first_chain + c, step, stream).
+
+    Args:
+        kind: "normals", "signs" (1 or -1) or "words" (32 bits, in place of floats).
+        out: where to.
+        clock: seed and step.
+        first_chain: the number of row 0.
+        stream: of the address: ``UPDATE_NOISE``, ``MOMENTA``, ``PROBES``.
+
+    Shape:
+        out: float32 (chains, dim), int32 for words; clock: int64 (2). All on one GPU.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: an argument is not as above.
+        CudaError: the kernel could not be started.
+    """
+    dtype = torch.int32 if kind == "words" else torch.float32
+    if out.dtype != dtype:
+        raise DTypeError(f"out: expected {dtype} for {kind}, got {describe(out)}")
+    chains, dim, device = _block("out", out.view(torch.float32))
+    _expect("clock", clock, torch.int64, (2,), device)
+    at = clock.data_ptr()
+    error = module().fill_noise_f32(
+        device.index, stream_of(device), NOISE[kind], out.data_ptr(), chains, dim, out.stride(0), stream,
+        at, at + 8, first_chain,
+    )  # fmt: skip
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
+    return out

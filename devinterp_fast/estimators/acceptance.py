@@ -49,7 +49,7 @@ class Acceptance:
         return line(f"MALA acceptance {pm(self.value, self.mcse)}", self.llc, self.warnings)
 
 
-class _Proposals:
+class Proposals:
     """From each draw one step of the chain's own size on the whole loss, and its acceptance probability."""
 
     def __init__(self, job: Prepared):
@@ -115,11 +115,11 @@ def mala_acceptance(
     Source:
         Roberts, Tweedie (1996), Exponential convergence of Langevin distributions, Bernoulli 2(4).
     """
-    found = watch(model, loss_fn, data, "MALA", lambda job: [_Proposals(job)], dict(settings))
+    found = watch(model, loss_fn, data, "MALA", lambda job: [Proposals(job)], dict(settings))
     return one_or_all(model, [_acceptance(run, seen) for run, (seen,) in found])
 
 
-def _acceptance(run: Watched, seen: _Proposals) -> Acceptance:
+def _acceptance(run: Watched, seen: Proposals) -> Acceptance:
     kept = seen.probabilities[run.chains, : run.llc.trace.sizes["draw"]]
     per_chain = np.full(len(seen.probabilities), np.nan)
     per_chain[run.chains] = kept.mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
@@ -12,7 +13,17 @@ from torch import Tensor, nn
 
 from devinterp_fast import _native
 from devinterp_fast.errors import ModelError
-from devinterp_fast.estimators.draws import Chains, Floats, Watched, jackknife, line, one_or_all, pm, watch
+from devinterp_fast.estimators.draws import (
+    Chains,
+    Floats,
+    Watched,
+    jackknife,
+    line,
+    one_or_all,
+    pm,
+    prepare_each,
+    watch_prepared,
+)
 from devinterp_fast.estimators.llc import LLC
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
@@ -139,23 +150,21 @@ def posterior_covariance(
     """
     if isinstance(passes, bool) or not isinstance(passes, int) or passes < 2:
         raise ValueError(f"passes: expected an integer of at least 2, got {passes!r}")
-    models, bases, chains = as_models(model), {}, {}
-
-    def observers(job: Prepared) -> list[_Product]:
-        if id(job.model) not in bases:
-            bases[id(job.model)] = _start(job, k)
-            chains[id(job.model)] = np.arange(job.settings.chains)
-        return [_Product(job, bases[id(job.model)], chains[id(job.model)])]
-
+    began = time.perf_counter()
+    prepared = prepare_each(model, loss_fn, data, dict(settings))
+    # Of each job the basis, and the chains that count.
+    known = {id(job): (_start(job, k), np.arange(job.settings.chains)) for job in prepared}
     for number in range(passes):
-        found = watch(models, loss_fn, data, f"covariance, pass {number + 1}", observers, dict(settings))
+        found = watch_prepared(
+            prepared, f"covariance, pass {number + 1}", lambda job: [_Product(job, *known[id(job)])],
+            progress=settings.get("progress", True), began=began,
+        )  # fmt: skip
         if number == passes - 1:
             break
-        if any(run.llc.interrupted for run, _ in found) or len(found) < len(models):
+        if any(run.llc.interrupted for run, _ in found) or len(found) < len(prepared):
             raise KeyboardInterrupt
         for run, (product,) in found:
-            bases[id(run.job.model)] = torch.linalg.qr(product.centered()[0])[0]
-            chains[id(run.job.model)] = run.chains
+            known[id(run.job)] = torch.linalg.qr(product.centered()[0])[0], run.chains
     return one_or_all(model, [_principal(run, product, k) for run, (product,) in found])
 
 

@@ -45,6 +45,14 @@ class Watched:
     chains: Chains
 
 
+def prepare_each(
+    model: nn.Module | Sequence[nn.Module], loss_fn: LossFn, data: object, settings: dict[str, Any]
+) -> list[Prepared]:
+    """One run for each model, of the same data read once."""
+    options, samples = {k: v for k, v in settings.items() if k != "progress"}, as_data(data)
+    return [prepare(each, loss_fn, samples, **options) for each in as_models(model)]
+
+
 def watch(
     model: nn.Module | Sequence[nn.Module],
     loss_fn: LossFn,
@@ -66,11 +74,20 @@ def watch(
     Returns:
         For each model the run and its observers.
     """
-    options = dict(settings)
-    progress = bool(options.pop("progress", True))
-    samples = as_data(data)
     began = time.perf_counter()
-    prepared = [prepare(each, loss_fn, samples, **options) for each in as_models(model)]
+    prepared = prepare_each(model, loss_fn, data, settings)
+    return watch_prepared(prepared, title, observers, progress=settings.get("progress", True), began=began)
+
+
+def watch_prepared(
+    prepared: Sequence[Prepared],
+    title: str,
+    observers: Callable[[Prepared], Sequence[W]],
+    *,
+    progress: bool,
+    began: float,
+) -> list[tuple[Watched, Sequence[W]]]:
+    """As ``watch``, of runs prepared at the time ``began``."""
     watching = [observers(job) for job in prepared]
     results = jobs.run(prepared, title, progress=progress, observers=watching)
     share = (time.perf_counter() - began) / len(results)
@@ -78,7 +95,7 @@ def watch(
     for job, seen, (trace, engine) in zip(prepared, watching, results, strict=False):
         llc = summarize(trace, job, engine, share)
         chains, _ = trace.recorded()
-        found.append((Watched(job, llc, chains[trace.diverged[chains] < 0]), seen))
+        found.append((Watched(job, llc, np.setdiff1d(chains, list(llc.diverged))), seen))
     return found
 
 

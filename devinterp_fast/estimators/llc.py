@@ -21,11 +21,19 @@ from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls, step_biases
+from devinterp_fast.sampling.diagnostics import (
+    Diagnostics,
+    apart,
+    diagnose,
+    every_chain_falls,
+    extrapolation,
+    lost_at,
+    step_biases,
+)
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
-from devinterp_fast.sampling.samplers import Sampler
+from devinterp_fast.sampling.samplers import PRECONDITIONED, SGLD, Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ Floats = npt.NDArray[np.float64]
 
 _DOUBT = 4.0  # standard errors
 _RHAT = 1.05
+_ERROR = 0.05  # of the value, promised where nothing is set
 _BIAS = 0.1  # of the value
 _BIAS_TAKEN_OFF = 0.25  # what is left of it is of second order: its square over the value
 
@@ -132,7 +141,7 @@ def estimate_llc(
     n: int | None = None,
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
-    batches: str = "independent",
+    batches: str = "auto",
     mask: Tensor | dict[str, Tensor] | None = None,
     backend: str = "auto",
     seed: int = 0,
@@ -224,22 +233,27 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
     """
     unbias, reason = prepared.auto_lr, prepared.choice.reason
     trace, settings, cut = _kept(trace, prepared.settings)
-    healthy = trace.diverged < 0
-    diverged = {int(c): int(trace.diverged[c]) for c in np.flatnonzero(~healthy)}
+    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
+    moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
+    lost = lost_at(trace, settings, scaled, moving)
+    healthy = lost < 0
+    diverged = {int(c): int(lost[c]) for c in np.flatnonzero(~healthy)}
     if not healthy.any():
         chain, step = next(iter(diverged.items()))
         raise NumericalError(
             f"lr: expected a step size at which chains stay finite, got {settings.lr[chain]:.3g}: "
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
-    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
-    with np.errstate(invalid="ignore"):  # of a diverged chain, which is left out
-        biases = step_biases(trace, settings, scaled)
-    per_chain = np.where(healthy, scaled.mean(1) - (biases if unbias else 0.0), np.nan)
-    doubt = diagnose(scaled[healthy])
-    value = float(per_chain[healthy].mean())
-    step_bias = float(biases[healthy].mean())
+    biases = np.full(settings.chains, np.nan)
+    biases[healthy] = step_biases(*_part(trace, settings, np.flatnonzero(healthy), settings.draws), scaled[healthy])
+    taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
+    per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
+    weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
+    doubt = diagnose(apart(scaled[healthy], settings, healthy), share=float((weights**2).sum() * len(weights)))
+    value = float(weights @ per_chain[healthy])
     plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
+    extrapolated = np.ptp(weights) > 0
+    step_bias = plain - value if extrapolated else float(biases[healthy].mean())
     verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
     warnings = (*cut, *warnings)
     dims = ("chain", "draw")
@@ -266,14 +280,21 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
     if not trace.interrupted:
         return trace, settings, ()
     chains, draws = trace.recorded()
-    each = {name: getattr(settings, name)[chains] for name in ("lr", "localization", "nbeta")}
     sentence = (
         f"interrupted: {len(chains)} of {settings.chains} chains and {draws} of {settings.draws} draws were kept; "
         "run it again for the rest"
     )
-    parts = {name: getattr(trace, name)[chains, :draws] for name in ("loss", "baseline", "energy", "gauge")}
-    part = Trace(**parts, diverged=trace.diverged[chains])
-    return part, replace(settings, chains=len(chains), draws=draws, **each), (sentence,)
+    return *_part(trace, settings, chains, draws), (sentence,)
+
+
+def _part(trace: Trace, settings: Settings, chains: npt.NDArray[np.int64], draws: int) -> tuple[Trace, Settings]:
+    """The first draws of some chains, as if no others had run."""
+    rows = {name: getattr(trace, name)[chains, :draws] for name in ("loss", "baseline", "energy", "gauge")}
+    each = {name: getattr(settings, name)[chains] for name in ("lr", "localization", "nbeta")}
+    return (
+        Trace(**rows, diverged=trace.diverged[chains]),
+        replace(settings, chains=len(chains), draws=draws, **each),
+    )
 
 
 def _doubts(
@@ -311,6 +332,9 @@ def _doubts(
         warnings.append(f"chain {chain} diverged at step {step} and is left out; lower lr ({settings.lr[chain]:.3g})")
     if math.isnan(doubt.mcse):
         warnings.append(f"no standard error: it takes at least 4 draws, got {settings.draws}")
+    elif settings.start is not None and doubt.mcse > _ERROR * abs(value) and not escaped:
+        share = 100 * doubt.mcse / abs(value) if value else math.inf
+        warnings.append(f"the standard error is {share:.0f} % of the value; take more draws or chains")
     if doubt.rhat > _RHAT:
         warnings.append(f"the chains disagree (R-hat {doubt.rhat:.2f}); take more draws or a longer burn_in")
     if abs(doubt.drift) > _DOUBT and not escaped:

@@ -174,9 +174,7 @@ class TorchEngine:
                     see(at, slice(low, high), rows, values, trace.baseline[low:high, at])
                 if at % 16 == 0:
                     gain = trace.loss[low, : at + 1] - trace.baseline[low, : at + 1]
-                    progress(
-                        low * s.steps + (step - s.first_step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}"
-                    )
+                    progress(low * s.steps + (step - s.first_step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")
             energy, gauge = move.step(losses, grads, step)
             if at is not None:
                 trace.energy[low:high, at], trace.gauge[low:high, at] = energy, gauge
