@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,27 @@ from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undis
 
 Floats = npt.NDArray[np.float64]
 PerChain = float | Sequence[float]
+
+
+class RunOptions(TypedDict, total=False):
+    """The settings that every estimator takes, described at ``estimate_llc``."""
+
+    chains: int
+    draws: int | str
+    burn_in: int | str
+    thin: int
+    lr: PerChain | str
+    localization: PerChain | str
+    nbeta: PerChain | None
+    n: int | None
+    sampler: str | Sampler
+    batch_size: int
+    batches: str
+    mask: Tensor | dict[str, Tensor] | None
+    backend: str
+    seed: int
+    progress: bool
+
 
 SAMPLERS = ("auto", *KINDS)
 
