@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
@@ -30,6 +30,7 @@ from devinterp_fast.sampling.diagnostics import (
     lost_at,
     step_biases,
 )
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
@@ -142,7 +143,7 @@ def estimate_llc(
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "auto",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
     progress: bool = True,
@@ -171,7 +172,8 @@ def estimate_llc(
         sampler: "sgld", which "auto" chooses.
         batch_size: samples of a minibatch.
         batches: "independent" for each chain, "shared" by all, or "full".
-        mask: which coordinates move: bool (dim,), or {parameter name: bool tensor}; None is all.
+        mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
+            "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.

@@ -20,6 +20,7 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
 from devinterp_fast.sampling import defaults, engines, warmup
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import KINDS, Sampler
@@ -100,7 +101,7 @@ def prepare(
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "auto",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
 ) -> Prepared:
@@ -112,7 +113,7 @@ def prepare(
     """
     samples = as_data(data)
     where = _flat.layout(model)
-    moves = None if mask is None else _flat.flat_mask(mask, where)
+    moves = None if mask is None else mask_of(mask, model, where)
     _choice("backend", backend, engines.BACKENDS)
     chosen = _sampler(sampler)
     settings = _settings(

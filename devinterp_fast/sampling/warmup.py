@@ -188,11 +188,11 @@ def settled(history: list[Floats]) -> bool:
     Shape:
         history: rounds of (chains, draws).
     """
-    rounds = np.array([np.nanmean(r) for r in history])
-    half = len(rounds) // 2
-    before, after = rounds[half // 2 : half], rounds[half:]
-    if len(before) < 2 or not np.isfinite(rounds).all():
+    half = len(history) // 2
+    if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
         return False
+    rounds = np.array([np.nanmean(r) for r in history])
+    before, after = rounds[half // 2 : half], rounds[half:]
     error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     late = np.concatenate(history[half:], axis=1)
     agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
