@@ -125,7 +125,8 @@ def estimate_llc(
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
         sampler: "sgld", which "auto" chooses.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, or "full".
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
+            after the other, or "full".
         mask: which coordinates move: bool (dim,), or {parameter name: bool tensor}; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.

@@ -8,6 +8,7 @@
 
 #include "check.hpp"
 #include "core/philox.hpp"
+#include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
 
 namespace {
@@ -111,7 +112,7 @@ struct Rows {
 
 std::vector<int32_t> some_samples(int64_t count) {
   std::vector<int32_t> index(static_cast<size_t>(count));
-  dif::choose_batch(dif::batch_independent, 3, 0, 0, n, count, index.data());
+  dif::Batches(dif::batch_independent, 3, 0, n, count).fill(0, index.data());
   return index;
 }
 
