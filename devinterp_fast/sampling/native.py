@@ -259,8 +259,8 @@ class NativeRun:
     To continue a run, pass its ``state`` as ``start``: the numbers are the same bits.
 
     Memory: 4 dim bytes a chain (and 16 with ``moments``) and 32 a draw; a thread needs four vectors of dim floats and
-    the scratch of one block of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample alone takes more, and a
-    transposed copy of the weights), whatever the number of chains. Where threads outnumber chains they share batches:
+    the scratch of one block of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample
+    alone takes more, and a transposed copy of the weights), whatever the number of chains. Where threads outnumber chains they share batches:
     up to 15 more vectors of dim floats a chain at work. Full batches of a narrow model are held once more, rearranged.
     """
 
