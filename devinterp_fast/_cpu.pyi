@@ -9,21 +9,40 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "Batches",
+    "Curvature32",
+    "Curvature64",
     "Focus",
     "GlrDetector",
     "Program",
     "StageDetector",
-    "batch_indices",
-    "batch_indices_i64",
     "compiler",
+    "has_second",
     "isa",
     "isa_available",
     "multiply_adds",
     "normals_f32",
+    "sampler_step_f32",
     "sgld_step_f32",
     "use_isa",
     "words_u32",
 ]
+
+class Batches:
+    """Which samples a step sees; modes 0 independent, 1 shared, 2 epoch, 3 full."""
+    def __init__(
+        self,
+        mode: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        first_chain: typing.SupportsInt | typing.SupportsIndex,
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        n: typing.SupportsInt | typing.SupportsIndex,
+        size: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def fill(
+        self, step: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (chains, size) int64."""
 
 class StageDetector:
     def __init__(
@@ -217,13 +236,122 @@ class Program:
         trace_loss: typing.SupportsInt | typing.SupportsIndex,
         trace_baseline: typing.SupportsInt | typing.SupportsIndex,
         trace_energy: typing.SupportsInt | typing.SupportsIndex,
+        trace_gauge: typing.SupportsInt | typing.SupportsIndex,
         trace_ld: typing.SupportsInt | typing.SupportsIndex,
         diverged: typing.SupportsInt | typing.SupportsIndex,
+        mean: typing.SupportsInt | typing.SupportsIndex,
+        scatter: typing.SupportsInt | typing.SupportsIndex,
+        sampler: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
         threads: typing.SupportsInt | typing.SupportsIndex,
     ) -> None:
         """Advances all chains by `steps` steps."""
     def scratch(self, layout: typing.SupportsInt | typing.SupportsIndex) -> int:
         """Floats that a thread needs beside a chain's own vectors."""
+
+class Curvature32:
+    """The mean loss of a Program at a stack of checkpoints: gradients and curvature products."""
+    def __init__(
+        self,
+        program: Program,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        checkpoints: typing.SupportsInt | typing.SupportsIndex,
+        cache: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient(
+        self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, total): gradients of the mean loss."""
+    def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Out (checkpoints, count) float64: per-sample losses."""
+    def product(
+        self,
+        kind: typing.SupportsInt | typing.SupportsIndex,
+        v: typing.SupportsInt | typing.SupportsIndex,
+        probes: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher."""
+    @property
+    def cached(self) -> int:
+        """Blocks of samples whose values and gradients are kept."""
+    @property
+    def states(self) -> int:
+        """Blocks of samples, over all checkpoints."""
+
+class Curvature64:
+    """The mean loss of a Program at a stack of checkpoints: gradients and curvature products."""
+    def __init__(
+        self,
+        program: Program,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        w: typing.SupportsInt | typing.SupportsIndex,
+        checkpoints: typing.SupportsInt | typing.SupportsIndex,
+        cache: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def gradient(
+        self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, total): gradients of the mean loss."""
+    def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """Out (checkpoints, count) float64: per-sample losses."""
+    def product(
+        self,
+        kind: typing.SupportsInt | typing.SupportsIndex,
+        v: typing.SupportsInt | typing.SupportsIndex,
+        probes: typing.SupportsInt | typing.SupportsIndex,
+        out: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher."""
+    @property
+    def cached(self) -> int:
+        """Blocks of samples whose values and gradients are kept."""
+    @property
+    def states(self) -> int:
+        """Blocks of samples, over all checkpoints."""
 
 class GlrDetector:
     def __init__(
@@ -263,30 +391,11 @@ class GlrDetector:
     @property
     def statistic(self) -> numpy.typing.NDArray[numpy.float32]: ...
 
-def batch_indices(
-    out: typing.SupportsInt | typing.SupportsIndex,
-    mode: typing.SupportsInt | typing.SupportsIndex,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    chain: typing.SupportsInt | typing.SupportsIndex,
-    step: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
-    batch_size: typing.SupportsInt | typing.SupportsIndex,
-) -> None:
-    """Out (batch_size) int32: the samples of one chain's batch at one step."""
-
-def batch_indices_i64(
-    out: typing.SupportsInt | typing.SupportsIndex,
-    chains: typing.SupportsInt | typing.SupportsIndex,
-    size: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    first_chain: typing.SupportsInt | typing.SupportsIndex,
-    step: typing.SupportsInt | typing.SupportsIndex,
-) -> None:
-    """Out (chains, size): samples of a step's batches."""
-
 def compiler() -> str:
     """The compiler that built this module."""
+
+def has_second(program: Program) -> bool:
+    """Whether every operation has a second derivative here."""
 
 def isa() -> str:
     """Name of the instruction set in use."""
@@ -309,6 +418,37 @@ def normals_f32(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """Out (chains, size): standard normals."""
+
+def sampler_step_f32(
+    sampler: typing.SupportsInt | typing.SupportsIndex,
+    w: typing.SupportsInt | typing.SupportsIndex,
+    w_ld: typing.SupportsInt | typing.SupportsIndex,
+    center: typing.SupportsInt | typing.SupportsIndex,
+    center_ld: typing.SupportsInt | typing.SupportsIndex,
+    mask: typing.SupportsInt | typing.SupportsIndex,
+    mask_ld: typing.SupportsInt | typing.SupportsIndex,
+    first: typing.SupportsInt | typing.SupportsIndex,
+    second: typing.SupportsInt | typing.SupportsIndex,
+    state_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    gradients: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    coefficients: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    noise: bool,
+    work: typing.SupportsInt | typing.SupportsIndex,
+    gauge: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> bool:
+    """One step of a sampler with ready coefficients; False if there is no such sampler."""
 
 def sgld_step_f32(
     w: typing.SupportsInt | typing.SupportsIndex,
@@ -334,6 +474,7 @@ def sgld_step_f32(
     first_chain: typing.SupportsInt | typing.SupportsIndex,
     noise: bool,
     energy: typing.SupportsInt | typing.SupportsIndex,
+    square: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...]."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from devinterp_fast import _cpu
 from devinterp_fast.errors import DeviceError, DTypeError, ShapeError
 
-UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES = range(4)
+UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES, LABELS = range(5)
 """Streams: the fourth word of a noise address. No two purposes share one."""
 
 """The chain number under which all chains draw a shared batch."""
@@ -163,8 +163,13 @@ def sgld_step_(
     check_rows("w", w, torch.float32, (chains, dim))
     _check_apart("w", w)
     _check_shared_rows("center", center, torch.float32, chains, dim)
-    for name, value in (("lr", lr), ("localization", localization), ("nbeta", nbeta), ("energy", energy),
-                        ("square", square)):
+    for name, value in (
+        ("lr", lr),
+        ("localization", localization),
+        ("nbeta", nbeta),
+        ("energy", energy),
+        ("square", square),
+    ):
         if value is not None:
             check_rows(name, value, torch.float64, (chains,))
     if mask is not None:

@@ -5,6 +5,7 @@
 
 void bind_batches(pybind11::module_&);
 void bind_changepoint(pybind11::module_&);
+void bind_curvature(pybind11::module_&);
 void bind_engine(pybind11::module_&);
 void bind_glr(pybind11::module_&);
 void bind_info(pybind11::module_&);

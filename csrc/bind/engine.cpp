@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bind/bind.hpp"
+#include "bind/data.hpp"
 #include "cpu/chain_losses.hpp"
 
 namespace py = pybind11;
@@ -20,20 +21,10 @@ namespace {
 
 using dif::CompiledProgram;
 using Integers = std::vector<int64_t>;
-// (x, y, tokens, classes, their row sizes, n): addresses and lengths of the data set
 // (kind, leapfrog, beta1, beta2, epsilon, adapt, inertia, box) and addresses of (friction, thermostat, first, second,
 // anchor), with the row stride of the two in between: SamplerSettings
 using SamplerTuple = std::tuple<int32_t, int32_t, double, double, double, int64_t, double, double, uintptr_t, uintptr_t,
                                 uintptr_t, uintptr_t, int64_t, uintptr_t>;
-using DataTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
-
-template <class T>
-dif::Data<T> data_of(const DataTuple& d) {
-  return {{reinterpret_cast<const T*>(std::get<0>(d)), reinterpret_cast<const T*>(std::get<1>(d)),
-           reinterpret_cast<const int32_t*>(std::get<2>(d)), reinterpret_cast<const int32_t*>(std::get<3>(d)),
-           std::get<4>(d), std::get<5>(d), std::get<6>(d), std::get<7>(d), nullptr, 0},
-          std::get<8>(d)};
-}
 
 dif::SamplerSettings sampler_of(const SamplerTuple& s) {
   return {std::get<0>(s),

@@ -5,6 +5,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_batches(m);
   bind_changepoint(m);
   bind_engine(m);
+  bind_curvature(m);  // takes a Program
   bind_glr(m);
   bind_info(m);
   bind_noise(m);

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
-#include <new>
 
 #include "core/moments.hpp"
 #include "cpu/aligned.hpp"

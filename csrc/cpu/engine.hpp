@@ -10,11 +10,12 @@ namespace dif {
 
 enum BatchMode : int32_t { batch_independent = 0, batch_shared = 1, batch_epoch = 2, batch_full = 3 };
 
-// A Program laid out in memory for one kind of passes.
+// A Program laid out in memory for one kind of passes; `block` > 0: for second derivatives (engine_second.hpp), in
+// blocks of that many samples.
 class LaidOut {
  public:
   LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
-          const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total);
+          const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total, int64_t block = 0);
   const Plan& plan() const { return plan_; }
 
  private:
@@ -29,7 +30,7 @@ class LaidOut {
   std::vector<ValuePlan> places_;
   std::vector<OpPlan> steps_;
   std::vector<int32_t> maps_;
-  int64_t taken_ = 0;
+  int64_t block_, taken_ = 0;
   Plan plan_;
 };
 
@@ -41,6 +42,8 @@ class CompiledProgram {
   CompiledProgram(const CompiledProgram&) = delete;
   Layout layout(int32_t mode) const;  // of a run in this BatchMode
   const Plan& plan(Layout) const;
+  // The matrix layout of second derivatives; valid as long as this Program lives.
+  LaidOut second(int64_t samples) const;
 
  private:
   std::vector<ProgramValue> values_;

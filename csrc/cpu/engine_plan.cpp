@@ -125,7 +125,8 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
     if (values_[v].base >= 0) continue;
     sample += (needs_[v] ? 2 : 1) * values_[v].rows * round16(values_[v].cols);
   }
-  const int64_t block = plan.block = std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
+  const int64_t block = plan.block =
+      block_ > 0 ? block_ : std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
   const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
   for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);
   // Gradients that begin at zero, because slices write them piece by piece, lie together at the front.
@@ -167,14 +168,18 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
       const auto from = maps.begin() + op.first;
       maps_.insert(maps_.end(), from, from + int64_t{at(values_, op.out).rows} * op.size);
       if (op.kind == op_max_rows) step.turned = take(size(op.out));
-    } else if (op.activation > act_sigmoid) {
-      step.extra = take(size(op.out));
+    } else if (op.activation > act_sigmoid || (block_ > 0 && op.activation > act_relu)) {
+      step.extra = take((block_ > 0 ? 2 : 1) * size(op.out));  // slopes; behind them what second derivatives add
     }
+  }
+  plan.kept = taken_;
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const ProgramOp& op = ops_[i];
     // W is used as it lies in one direction and transposed in the other; without a backward product, once.
     if (op.kind != op_linear || (op.transposed && at(places_, op.a).grad < 0)) continue;
     const int64_t in = at(values_, op.a).cols, out = at(values_, op.out).cols;
-    step.turned_ld = round16(op.transposed ? in : out);
-    step.turned = take((op.transposed ? out : in) * step.turned_ld);
+    steps_[i].turned_ld = round16(op.transposed ? in : out);
+    steps_[i].turned = take((op.transposed ? out : in) * steps_[i].turned_ld);
   }
 }
 
@@ -225,8 +230,8 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
 }
 
 LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
-                 const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total)
-    : values_(values), ops_(ops), plan_{} {
+                 const std::vector<int32_t>& maps, ProgramLoss loss, int64_t dim, int64_t total, int64_t block)
+    : values_(values), ops_(ops), block_(block), plan_{} {
   plan_.loss = loss;
   plan_.dim = dim;
   plan_.total = total;
@@ -262,6 +267,11 @@ CompiledProgram::CompiledProgram(std::vector<ProgramValue> values, std::vector<P
 Layout CompiledProgram::layout(int32_t mode) const {
   if (layouts_.size() == 1) return layout_matrix;
   return mode == batch_shared ? layout_chains : layout_samples;
+}
+
+LaidOut CompiledProgram::second(int64_t samples) const {
+  const Plan& plan = layouts_.front().plan();
+  return LaidOut(layout_matrix, values_, ops_, maps_, plan.loss, plan.dim, plan.total, samples);
 }
 
 const Plan& CompiledProgram::plan(Layout layout) const { return layouts_[static_cast<size_t>(layout)].plan(); }

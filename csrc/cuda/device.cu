@@ -13,4 +13,20 @@ int device_count(const char** reason) {
   return 0;
 }
 
+OnDevice::OnDevice(int device) {
+  int current = 0;
+  cudaError_t status = cudaGetDevice(&current);
+  if (status == cudaSuccess && current != device) {
+    status = cudaSetDevice(device);
+    if (status == cudaSuccess) before_ = current;
+  }
+  if (status == cudaSuccess) return;
+  error = cudaGetErrorString(status);
+  cudaGetLastError();
+}
+
+OnDevice::~OnDevice() {
+  if (before_ >= 0) cudaSetDevice(before_);
+}
+
 }  // namespace dif::cuda

@@ -23,6 +23,7 @@ namespace dif::cuda {
 constexpr int warp = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
 constexpr int64_t most_blocks = 2147483647;  // of a launch
+constexpr const char* too_many_blocks = "the block of chains is larger than one launch can walk";
 
 // The text of the last launch's error, or null. Of launching alone: nothing waits for the kernel.
 inline const char* launched() {

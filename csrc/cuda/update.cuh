@@ -115,16 +115,23 @@ DIF_INLINE unsigned load_mask(const uint8_t* p, unsigned bits, bool aligned) {
   return moved;
 }
 
-// The statistic of a tile on its way to the running sums: sum a . b.
+// What a tile's statistics are made of, on its way to the running sums: sum a . b, and sum a . c or c . c.
 struct Factors {
-  float a[tile], b[tile];
+  float a[tile], b[tile], c[tile];
 };
 
-// The last warp: adds a tile to its lane's running sum.
-DIF_INLINE float add_tile(const Factors& f, int lane, float sum) {
-  for (int k = lane; k < tile; k += running_sums) sum = ThreadLane::fma(f.a[k], f.b[k], sum);
-  return sum;
-}
+// The last warp's running sums, of its lane's coordinates.
+struct Running {
+  float work = 0.0f, gauge = 0.0f;
+  template <bool squared>
+  DIF_INLINE void add(const Factors& f, int lane) {
+    for (int k = lane; k < tile; k += running_sums) {
+      const float a = f.a[k], c = f.c[k];
+      work = ThreadLane::fma(a, f.b[k], work);
+      gauge = ThreadLane::fma(squared ? c : a, c, gauge);
+    }
+  }
+};
 
 // A warp's running sums in one double, in the order of the lanes.
 __device__ __forceinline__ double ordered_sum(float sum) {

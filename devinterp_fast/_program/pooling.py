@@ -110,7 +110,9 @@ class Pooling(Follower):
             raise Unsupported("a mean of activations over samples has no native form")
         kept = [d for d in range(1, t.dim()) if d not in over]
         rows, cols = math.prod(t.shape[d] for d in over), math.prod(t.shape[d] for d in kept)
-        value, place = self.matrix(replace(tracked, index=tracked.index.permute(0, *over, *kept).reshape(-1, cols)), cols)
+        value, place = self.matrix(
+            replace(tracked, index=tracked.index.permute(0, *over, *kept).reshape(-1, cols)), cols
+        )
         order = place.view(self.samples, rows) - rows * torch.arange(self.samples)[:, None]
         if not (order == order[0]).all() or order.min() < 0 or order.max() >= rows:
             raise Unsupported("an operation mixes samples or treats them differently")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,19 +15,29 @@ from torch import Tensor, nn
 
 from devinterp_fast import _flat
 from devinterp_fast.errors import NumericalError
+from devinterp_fast.sampling import checkpoint as checkpoints
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls, step_biases
+from devinterp_fast.sampling.diagnostics import (
+    Diagnostics,
+    apart,
+    diagnose,
+    every_chain_falls,
+    extrapolation,
+    lost_at,
+    step_biases,
+)
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, prepare
 from devinterp_fast.sampling.run import Settings, Trace
-from devinterp_fast.sampling.samplers import Sampler
+from devinterp_fast.sampling.samplers import PRECONDITIONED, SGLD, Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
 
 Floats = npt.NDArray[np.float64]
 
 _DOUBT = 4.0  # standard errors
 _RHAT = 1.05
+_ERROR = 0.05  # of the value, promised where nothing is set
 _BIAS = 0.1  # of the value
 _BIAS_TAKEN_OFF = 0.25  # what is left of it is of second order: its square over the value
 
@@ -98,10 +109,11 @@ def estimate_llc(
     n: int | None = None,
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
-    batches: str = "independent",
+    batches: str = "auto",
     mask: Tensor | dict[str, Tensor] | None = None,
     backend: str = "auto",
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LLC:
     """Estimates the local learning coefficient of a model at its present weights w0.
@@ -131,6 +143,8 @@ def estimate_llc(
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
+        checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
+            goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
 
     Returns:
@@ -139,6 +153,7 @@ def estimate_llc(
     Raises:
         ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
         ValueError: a setting is out of range.
+        RunFolderError: the checkpoint belongs to another run, is damaged, or cannot be written.
         NumericalError: every chain diverged.
 
     Source:
@@ -150,7 +165,10 @@ def estimate_llc(
         localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
         mask=mask, backend=backend, seed=seed,
     )  # fmt: skip
-    trace, engine = jobs.run([prepared], "LLC", progress=progress)[0]
+    if checkpoint is None:
+        trace, engine = jobs.run([prepared], "LLC", progress=progress)[0]
+    else:
+        trace, engine = checkpoints.run(prepared, checkpoint, "LLC", progress=progress)
     return _result(trace, prepared, engine, time.perf_counter() - began)
 
 
@@ -175,21 +193,26 @@ def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
 
 def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LLC:
     settings, unbias, reason = prepared.settings, prepared.auto_lr, prepared.choice.reason
-    healthy = trace.diverged < 0
-    diverged = {int(c): int(trace.diverged[c]) for c in np.flatnonzero(~healthy)}
+    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
+    moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
+    lost = lost_at(trace, settings, scaled, moving)
+    healthy = lost < 0
+    diverged = {int(c): int(lost[c]) for c in np.flatnonzero(~healthy)}
     if not healthy.any():
         chain, step = next(iter(diverged.items()))
         raise NumericalError(
             f"lr: expected a step size at which chains stay finite, got {settings.lr[chain]:.3g}: "
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
-    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
     biases = step_biases(trace, settings, scaled)
-    per_chain = np.where(healthy, scaled.mean(1) - (biases if unbias else 0.0), np.nan)
-    doubt = diagnose(scaled[healthy])
-    value = float(per_chain[healthy].mean())
-    step_bias = float(biases[healthy].mean())
+    taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
+    per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
+    weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
+    doubt = diagnose(apart(scaled[healthy], settings, healthy), share=float((weights**2).sum() * len(weights)))
+    value = float(weights @ per_chain[healthy])
     plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
+    extrapolated = np.ptp(weights) > 0
+    step_bias = plain - value if extrapolated else float(biases[healthy].mean())
     verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
     dims = ("chain", "draw")
     used = {
@@ -245,6 +268,9 @@ def _doubts(
         warnings.append(f"chain {chain} diverged at step {step} and is left out; lower lr ({settings.lr[chain]:.3g})")
     if math.isnan(doubt.mcse):
         warnings.append(f"no standard error: it takes at least 4 draws, got {settings.draws}")
+    elif settings.start is not None and doubt.mcse > _ERROR * abs(value) and not escaped:
+        share = 100 * doubt.mcse / abs(value) if value else math.inf
+        warnings.append(f"the standard error is {share:.0f} % of the value; take more draws or chains")
     if doubt.rhat > _RHAT:
         warnings.append(f"the chains disagree (R-hat {doubt.rhat:.2f}); take more draws or a longer burn_in")
     if abs(doubt.drift) > _DOUBT and not escaped:

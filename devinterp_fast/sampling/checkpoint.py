@@ -33,9 +33,10 @@ _ROWS = ("w", "first", "second")
 
 
 def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bool) -> tuple[Trace, str]:
-    """Runs the chains to their end, or to Ctrl-C, from where ``path`` says they are.
+    """Runs the chains to their end from where ``path`` says they are.
 
-    The file is written after each twentieth of the draws; what is not yet in it is computed again after a crash.
+    The file is written after each twentieth of the draws; what is not yet in it is computed again after a crash or
+    after Ctrl-C.
 
     Args:
         job: what to run.
@@ -48,7 +49,7 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
 
     Raises:
         RunFolderError: the file belongs to another run, is damaged, or cannot be written.
-        KeyboardInterrupt: Ctrl-C before the first draw, or a second time.
+        KeyboardInterrupt: Ctrl-C; the same call goes on from the file.
     """
     s, file = job.settings, Path(path)
     identity = _identity(job)
@@ -63,14 +64,8 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
             done = trace if done is None else _joined(done, trace)
             if not stop():
                 _save(file, identity, done)
-    assert done is not None
-    if _draws(done) < s.draws:
-        rest = np.full((s.chains, s.draws - _draws(done)), np.nan)
-        done = replace(done, **{name: np.concatenate([getattr(done, name), rest], 1) for name in _CURVES})
-    if stop():
-        if not done.recorded()[1]:
-            raise KeyboardInterrupt
-        done.interrupted = done.recorded()[1] < s.draws or len(done.recorded()[0]) < s.chains
+    if done is None or (stop() and _draws(done) < s.draws):
+        raise KeyboardInterrupt
     return done, name
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from devinterp_fast import _cpu, _native
-from devinterp_fast._program import Description, Unsupported, describe
+from devinterp_fast._program import Curvature, Description, Unsupported, describe
 from devinterp_fast.sampling.batches import Batches
 from devinterp_fast.sampling.run import State
 from devinterp_fast.sampling.samplers import Sampler
@@ -137,6 +137,10 @@ class Program:
     def gradient(self, w: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Per-sample losses, and the gradient (dim) of their mean in the precision of ``w``."""
         return self._pass(w, index, True)
+
+    def curvature(self, w: Tensor, index: Tensor | None = None, **settings: Any) -> Curvature:
+        """The mean loss at ``w`` (dim) or (K, dim), for products with its curvature; settings: cache, threads."""
+        return Curvature(self, w, index, **settings)
 
     def _pass(self, w: Tensor, index: Tensor | None, gradient: bool) -> tuple[Tensor, Tensor]:
         chosen = torch.arange(self.n, dtype=torch.int32) if index is None else index.to(torch.int32).contiguous()
@@ -260,8 +264,9 @@ class NativeRun:
 
     Memory: 4 dim bytes a chain (and 16 with ``moments``) and 32 a draw; a thread needs four vectors of dim floats and
     the scratch of one block of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample
-    alone takes more, and a transposed copy of the weights), whatever the number of chains. Where threads outnumber chains they share batches:
-    up to 15 more vectors of dim floats a chain at work. Full batches of a narrow model are held once more, rearranged.
+    alone takes more, and a transposed copy of the weights), whatever the number of chains. Where threads outnumber
+    chains they share batches: up to 15 more vectors of dim floats for each chain at work. Full batches of a narrow
+    model are held once more, rearranged.
     """
 
     def __init__(

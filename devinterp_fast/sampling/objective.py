@@ -106,9 +106,12 @@ class Objective:
         for start in range(0, data.n, _CHUNK):
             chunk = slice(start, min(start + _CHUNK, data.n))
             batch = data.select(chunk)
-            value = self.raw(model, batch) if self._per_sample_form else self._one_by_one(model, batch)
-            parts.append(value.double())
+            parts.append(self.losses(model, batch).double())
         return torch.cat(parts)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of each sample of a batch, with a graph. Shape: (B,)."""
+        return self.raw(model, batch) if self._per_sample_form else self._one_by_one(model, batch)
 
     def _one_by_one(self, model: nn.Module, batch: Batch) -> Tensor:
         """Per-sample losses of a function that returns means: it is called on batches of one, vectorized."""

@@ -20,8 +20,8 @@ from devinterp_fast._flat import Layout
 from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, Minibatches, draw
-from devinterp_fast.sampling.objective import MeanLoss, Objective
 from devinterp_fast.sampling.moves import Gradients, Mover, flat
+from devinterp_fast.sampling.objective import MeanLoss, Objective
 from devinterp_fast.sampling.run import Floats, See, Settings, State, Trace
 
 VMAP_LIMIT = 2**16
@@ -175,9 +175,7 @@ class TorchEngine:
                     see(at, slice(low, high), rows, values, trace.baseline[low:high, at])
                 if at % 16 == 0:
                     gain = trace.loss[low, : at + 1] - trace.baseline[low, : at + 1]
-                    progress(
-                        low * s.steps + (step - s.first_step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}"
-                    )
+                    progress(low * s.steps + (step - s.first_step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")
             energy, gauge = move.step(losses, grads, step)
             if at is not None:
                 trace.energy[low:high, at], trace.gauge[low:high, at] = energy, gauge
