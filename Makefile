@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 # The editable install knows the Python files it was made with: another set of names is another install.
 FILES := $(shell find devinterp_fast -name '*.py' | LC_ALL=C sort | cksum | cut -d ' ' -f 1)
 CPP := $(shell find csrc tests/native -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
-CMAKE_FILES := CMakeLists.txt csrc/CMakeLists.txt tests/native/CMakeLists.txt
+CMAKE_FILES := CMakeLists.txt csrc/CMakeLists.txt csrc/cuda.cmake tests/native/CMakeLists.txt
 
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CMAKE_ARGS := $(CMAKE_ARGS) -DDIF_WERROR=$(WERROR)

@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from devinterp_fast import _ops as _ops  # registers torch.ops.devinterp_fast
+from devinterp_fast import _ops_cuda as _ops_cuda
 from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.changepoint.detectors import ChannelAlarm, Detector
 from devinterp_fast.changepoint.focus import Focus

@@ -23,6 +23,7 @@ __all__: list[str] = [
     "isa_available",
     "multiply_adds",
     "normals_f32",
+    "sampler_step_f32",
     "sgld_step_f32",
     "use_isa",
     "words_u32",
@@ -117,6 +118,31 @@ class Program:
         dim: typing.SupportsInt | typing.SupportsIndex,
         total: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
+    def chain_losses(
+        self,
+        data: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
+        w: typing.SupportsInt | typing.SupportsIndex,
+        w_ld: typing.SupportsInt | typing.SupportsIndex,
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        frozen: typing.SupportsInt | typing.SupportsIndex,
+        index: typing.SupportsInt | typing.SupportsIndex,
+        count: typing.SupportsInt | typing.SupportsIndex,
+        losses: typing.SupportsInt | typing.SupportsIndex,
+        g: typing.SupportsInt | typing.SupportsIndex,
+        g_ld: typing.SupportsInt | typing.SupportsIndex,
+        threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None:
+        """Losses (chains, count) of chains w (chains, dim), and unless g is 0 the gradients of their means."""
     def layout(self, mode: typing.SupportsInt | typing.SupportsIndex) -> int:
         """0 matrix, 1 samples in the lanes, 2 chains in the lanes."""
     def pass_f32(
@@ -195,8 +221,25 @@ class Program:
         trace_loss: typing.SupportsInt | typing.SupportsIndex,
         trace_baseline: typing.SupportsInt | typing.SupportsIndex,
         trace_energy: typing.SupportsInt | typing.SupportsIndex,
+        trace_gauge: typing.SupportsInt | typing.SupportsIndex,
         trace_ld: typing.SupportsInt | typing.SupportsIndex,
         diverged: typing.SupportsInt | typing.SupportsIndex,
+        sampler: tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsFloat | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ],
         threads: typing.SupportsInt | typing.SupportsIndex,
     ) -> None:
         """Advances all chains by `steps` steps."""
@@ -381,6 +424,37 @@ def normals_f32(
 ) -> None:
     """Out (chains, size): standard normals."""
 
+def sampler_step_f32(
+    sampler: typing.SupportsInt | typing.SupportsIndex,
+    w: typing.SupportsInt | typing.SupportsIndex,
+    w_ld: typing.SupportsInt | typing.SupportsIndex,
+    center: typing.SupportsInt | typing.SupportsIndex,
+    center_ld: typing.SupportsInt | typing.SupportsIndex,
+    mask: typing.SupportsInt | typing.SupportsIndex,
+    mask_ld: typing.SupportsInt | typing.SupportsIndex,
+    first: typing.SupportsInt | typing.SupportsIndex,
+    second: typing.SupportsInt | typing.SupportsIndex,
+    state_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    gradients: collections.abc.Sequence[
+        tuple[
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+            typing.SupportsInt | typing.SupportsIndex,
+        ]
+    ],
+    coefficients: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    first_chain: typing.SupportsInt | typing.SupportsIndex,
+    noise: bool,
+    work: typing.SupportsInt | typing.SupportsIndex,
+    gauge: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> bool:
+    """One step of a sampler with ready coefficients; False if there is no such sampler."""
+
 def sgld_step_f32(
     w: typing.SupportsInt | typing.SupportsIndex,
     w_ld: typing.SupportsInt | typing.SupportsIndex,
@@ -405,6 +479,7 @@ def sgld_step_f32(
     first_chain: typing.SupportsInt | typing.SupportsIndex,
     noise: bool,
     energy: typing.SupportsInt | typing.SupportsIndex,
+    square: typing.SupportsInt | typing.SupportsIndex,
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """One SGLD step of `chains` rows; gradients = [(first, size, address, ld), ...]."""

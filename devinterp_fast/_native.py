@@ -111,6 +111,7 @@ def sgld_step_(
     first_chain: int = 0,
     mask: Tensor | None = None,
     energy: Tensor | None = None,
+    square: Tensor | None = None,
     noise: bool = True,
     threads: int = 1,
 ) -> Tensor:
@@ -130,12 +131,13 @@ def sgld_step_(
         first_chain: the number of row 0 in the noise's address.
         mask: False keeps a coordinate as it is, bit for bit.
         energy: receives sum d . (nbeta g) over the moved coordinates.
+        square: receives sum d . d over them.
         noise: without it the step is plain gradient descent at lr / 2.
         threads: of this call; the result does not depend on it.
 
     Shape:
         w: float32 (chains, dim); gradients: float32, contiguous, (chains, size_i) in total dim columns;
-        center: float32 (dim) or (chains, dim); lr, localization, nbeta, energy: float64 (chains);
+        center: float32 (dim) or (chains, dim); lr, localization, nbeta, energy, square: float64 (chains);
         mask: bool (dim) or (chains, dim).
 
     Raises:
@@ -150,7 +152,13 @@ def sgld_step_(
     check_rows("w", w, torch.float32, (chains, dim))
     _check_apart("w", w)
     _check_shared_rows("center", center, torch.float32, chains, dim)
-    for name, value in (("lr", lr), ("localization", localization), ("nbeta", nbeta), ("energy", energy)):
+    for name, value in (
+        ("lr", lr),
+        ("localization", localization),
+        ("nbeta", nbeta),
+        ("energy", energy),
+        ("square", square),
+    ):
         if value is not None:
             check_rows(name, value, torch.float64, (chains,))
     if mask is not None:
@@ -170,6 +178,7 @@ def sgld_step_(
         w.data_ptr(), w.stride(0), center.data_ptr(), _row_stride(center),
         0 if mask is None else mask.data_ptr(), 0 if mask is None else _row_stride(mask),
         chains, pieces, lr.data_ptr(), localization.data_ptr(), nbeta.data_ptr(),
-        seed & (2**64 - 1), step, first_chain, noise, 0 if energy is None else energy.data_ptr(), threads,
+        seed & (2**64 - 1), step, first_chain, noise, 0 if energy is None else energy.data_ptr(),
+        0 if square is None else square.data_ptr(), threads,
     )  # fmt: skip
     return w

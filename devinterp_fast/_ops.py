@@ -2,6 +2,7 @@
 
 Registered with ``define`` and ``impl``: the decorator form costs ten times the call overhead. Each has a fake, so
 ``torch.compile`` and ``torch.export`` pass through it. Inside this package the same functions are called directly.
+The GPU's own, with seed and step in tensors, are in ``_ops_cuda``.
 """
 
 from __future__ import annotations

@@ -70,14 +70,16 @@ def sgld_step(
     nbeta: Tensor,
     xi: Tensor,
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """SGLD: returns w - (lr / 2) d + sqrt(lr) xi, d = nbeta g + localization (w - center); and sum d . (nbeta g).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SGLD: returns w - (lr / 2) d + sqrt(lr) xi, d = nbeta g + localization (w - center); and two sums.
+
+    They are sum d . (nbeta g) and sum d . d.
 
     Where ``mask`` is False, w stays and d counts as zero.
 
     Shape:
         w, g, xi: (chains, dim); center: (dim) or (chains, dim); mask: bool, (dim) or (chains, dim);
-        lr, localization, nbeta: (chains). The second result is float64 (chains).
+        lr, localization, nbeta: (chains). The sums are float64 (chains).
     """
     lr, localization, nbeta = (x.to(w.dtype)[:, None] for x in (lr, localization, nbeta))
     force = nbeta * g
@@ -85,4 +87,96 @@ def sgld_step(
     moved = w - lr / 2 * d + lr.sqrt() * xi
     if mask is not None:
         moved, d, force = torch.where(mask, moved, w), torch.where(mask, d, 0), torch.where(mask, force, 0)
-    return moved, (d.double() * force.double()).sum(1)
+    return moved, (d.double() * force.double()).sum(1), d.double().square().sum(1)
+
+
+def langevin_step(
+    w: Tensor,
+    p: Tensor,
+    g: Tensor,
+    center: Tensor,
+    h: Tensor,
+    localization: Tensor,
+    nbeta: Tensor,
+    friction: Tensor,
+    thermostat: Tensor,
+    xi: Tensor,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Langevin dynamics with momentum: returns w, p and sum d . (nbeta g).
+
+    p <- p - h d, w <- w + (h / 2) p, p <- keep p + noise xi, w <- w + (h / 2) p, with x = max(-1/2, thermostat / 2),
+    keep = (1 - x) / (1 + x), noise^2 = 2 friction / (1 + x)^2.
+
+    Shape:
+        w, p, g, xi: (chains, dim); center: (dim) or (chains, dim); h, localization, nbeta, friction, thermostat:
+        (chains). The sum is float64 (chains).
+    """
+    x = (thermostat / 2).clamp(min=-0.5)
+    keep, noise = (1 - x) / (1 + x), (2 * friction).sqrt() / (1 + x)
+    h, localization, nbeta, keep, noise = (v.to(w.dtype)[:, None] for v in (h, localization, nbeta, keep, noise))
+    force = nbeta * g
+    d = force + localization * (w - center)
+    kicked = p - h * d
+    after = keep * kicked + noise * xi
+    moved = w + h / 2 * kicked + h / 2 * after
+    if mask is not None:
+        moved, after = torch.where(mask, moved, w), torch.where(mask, after, p)
+        d, force = torch.where(mask, d, 0), torch.where(mask, force, 0)
+    return moved, after, (d.double() * force.double()).sum(1)
+
+
+def preconditioned_step(
+    w: Tensor,
+    m: Tensor,
+    v: Tensor,
+    g: Tensor,
+    center: Tensor,
+    lr: Tensor,
+    localization: Tensor,
+    nbeta: Tensor,
+    xi: Tensor,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """SGLD in a diagonal metric: returns w, m, v, sum G d . (nbeta m) and sum G d . d.
+
+    m <- beta1 m + (1 - beta1) g, v <- beta2 v + (1 - beta2) g^2, G = 1 / (sqrt(v) + epsilon),
+    d = nbeta m + localization (w - center), w <- w - (lr / 2) G d + sqrt(lr G) xi.
+
+    Shape:
+        As in ``sgld_step``; m, v: (chains, dim).
+    """
+    lr, localization, nbeta = (x.to(w.dtype)[:, None] for x in (lr, localization, nbeta))
+    mean, square = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+    metric = 1 / (square.sqrt() + epsilon)
+    force = nbeta * mean
+    d = force + localization * (w - center)
+    moved = w - lr / 2 * metric * d + (lr * metric).sqrt() * xi
+    if mask is not None:
+        moved, mean, square = (torch.where(mask, a, b) for a, b in ((moved, w), (mean, m), (square, v)))
+        d, force = torch.where(mask, d, 0), torch.where(mask, force, 0)
+    weight = metric.double() * d.double()
+    return moved, mean, square, (weight * force.double()).sum(1), (weight * d.double()).sum(1)
+
+
+def uniforms(first_chain: int, chains: int, *, seed: int, step: int) -> Words:
+    """The four words of accept-reject: word 0 accepts, word 1 (of chain 2^32 - 1) is a trajectory's length.
+
+    They are the last quad of the momenta's stream: counter (2^32 - 1, chain, step, 2).
+
+    Shape:
+        Returns (chains, 4).
+    """
+    counter = np.zeros((chains, 4), dtype=np.uint64)
+    counter[:] = 0xFFFFFFFF, first_chain, step, 2
+    counter[:, 1] += np.arange(chains, dtype=np.uint64)
+    return philox(counter, seed & (2**64 - 1))
+
+
+def trajectory_length(leapfrog: int, *, seed: int, step: int) -> int:
+    """Leapfrog steps of a trajectory: uniform in ceil(leapfrog / 2) ... floor(3 leapfrog / 2), alike for all chains."""
+    low, high = (leapfrog + 1) // 2, leapfrog + leapfrog // 2
+    return low + (int(uniforms(0xFFFFFFFF, 1, seed=seed, step=step)[0, 1]) * (high - low + 1) >> 32)

@@ -64,14 +64,14 @@ def transitions() -> None:
 @cli.command()
 def info() -> None:
     """Show what this installation can do on this machine."""
-    from devinterp_fast import _cpu
+    from devinterp_fast import _cpu, _native_cuda
     from devinterp_fast.store import environment
 
     for key, value in environment().items():
         click.echo(f"{key:16} {value}")
     click.echo(f"{'isa available':16} {', '.join(_cpu.isa_available())}")
     click.echo(f"{'compiler':16} {_cpu.compiler()}")
-    click.echo(f"{'cuda':16} off: this version has no CUDA module")
+    click.echo(f"{'cuda':16} {_native_cuda.summary()}")
 
 
 def main() -> None:

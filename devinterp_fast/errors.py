@@ -33,5 +33,9 @@ class NumericalError(RuntimeError):
     """Every chain left the finite numbers; names chain and step."""
 
 
+class CudaError(RuntimeError):
+    """A CUDA kernel could not be started, or this build has none."""
+
+
 class MissingExtraError(ImportError):
     """An optional dependency is absent; names the extra that brings it."""

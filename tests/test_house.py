@@ -21,9 +21,9 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu", "_random"},
-    {"_native", "_reference"},
-    {"_ops", "_flat", "_program"},
+    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random"},
+    {"_native", "_native_cuda", "_reference"},
+    {"_ops", "_ops_cuda", "_flat", "_program"},
     {"sampling", "distributed"},
     {"estimators", "curvature", "changepoint"},
     {"transitions", "monitor", "report", "store", "plots"},
@@ -55,6 +55,7 @@ LONG_FILES: dict[str, str] = {}
 
 ADDRESS_TAKERS = {
     "_native.py": "the one door to native code",
+    "_native_cuda.py": "the same door on the side of a GPU",
     "_program/curvature.py": "a Program's state at a checkpoint stays alive between products",
     "sampling/native.py": "the engine's own door: a Program and its run keep data and chains alive between calls",
 }

@@ -13,6 +13,7 @@
 
 #include "bind/bind.hpp"
 #include "bind/data.hpp"
+#include "cpu/chain_losses.hpp"
 
 namespace py = pybind11;
 
@@ -20,6 +21,27 @@ namespace {
 
 using dif::CompiledProgram;
 using Integers = std::vector<int64_t>;
+// (kind, leapfrog, beta1, beta2, epsilon, adapt, inertia, box) and addresses of (friction, thermostat, first, second,
+// anchor), with the row stride of the two in between: SamplerSettings
+using SamplerTuple = std::tuple<int32_t, int32_t, double, double, double, int64_t, double, double, uintptr_t, uintptr_t,
+                                uintptr_t, uintptr_t, int64_t, uintptr_t>;
+
+dif::SamplerSettings sampler_of(const SamplerTuple& s) {
+  return {std::get<0>(s),
+          std::get<1>(s),
+          std::get<2>(s),
+          std::get<3>(s),
+          std::get<4>(s),
+          std::get<5>(s),
+          std::get<6>(s),
+          std::get<7>(s),
+          reinterpret_cast<const double*>(std::get<8>(s)),
+          reinterpret_cast<double*>(std::get<9>(s)),
+          reinterpret_cast<float*>(std::get<10>(s)),
+          reinterpret_cast<float*>(std::get<11>(s)),
+          std::get<12>(s),
+          reinterpret_cast<const float*>(std::get<13>(s))};
+}
 
 // An operation is 13 integers in the order of ProgramOp, and its factor.
 std::unique_ptr<CompiledProgram> make(const std::vector<std::array<int32_t, 4>>& values,
@@ -84,12 +106,27 @@ void bind_engine(py::module_& m) {
           py::arg("w"), py::arg("data"), py::arg("index"), py::arg("count"), py::arg("g"), py::arg("losses"),
           "The same in double.")
       .def(
+          "chain_losses",
+          [](const CompiledProgram& p, const DataTuple& data, uintptr_t w, int64_t w_ld, int64_t chains,
+             uintptr_t frozen, uintptr_t index, int64_t count, uintptr_t losses, uintptr_t g, int64_t g_ld,
+             int threads) {
+            const py::gil_scoped_release unlocked;
+            const dif::ChainRows rows{reinterpret_cast<const float*>(w), w_ld, chains,
+                                      reinterpret_cast<const float*>(frozen)};
+            dif::chain_losses(p, data_of<float>(data), rows, reinterpret_cast<const int32_t*>(index), count,
+                              reinterpret_cast<double*>(losses), count, reinterpret_cast<float*>(g), g_ld, threads);
+          },
+          py::arg("data"), py::arg("w"), py::arg("w_ld"), py::arg("chains"), py::arg("frozen"), py::arg("index"),
+          py::arg("count"), py::arg("losses"), py::arg("g"), py::arg("g_ld"), py::arg("threads"),
+          "losses (chains, count) of chains w (chains, dim), and unless g is 0 the gradients of their means.")
+      .def(
           "run",
           [](const CompiledProgram& p, const DataTuple& data, int64_t chains, uint32_t first_chain, uint64_t seed,
              int32_t mode, int64_t batch_size, int64_t burn_in, int64_t thin, uintptr_t lr, uintptr_t localization,
              uintptr_t nbeta, uintptr_t center, int64_t center_ld, uintptr_t mask, uintptr_t frozen, uintptr_t baseline,
              uintptr_t w, int64_t w_ld, int64_t first_step, int64_t steps, uintptr_t trace_loss,
-             uintptr_t trace_baseline, uintptr_t trace_energy, int64_t trace_ld, uintptr_t diverged, int threads) {
+             uintptr_t trace_baseline, uintptr_t trace_energy, uintptr_t trace_gauge, int64_t trace_ld,
+             uintptr_t diverged, const SamplerTuple& sampler, int threads) {
             const py::gil_scoped_release unlocked;
             const dif::RunSettings settings{chains,
                                             first_chain,
@@ -105,9 +142,11 @@ void bind_engine(py::module_& m) {
                                             center_ld,
                                             reinterpret_cast<const uint8_t*>(mask),
                                             reinterpret_cast<const float*>(frozen),
-                                            reinterpret_cast<const double*>(baseline)};
+                                            reinterpret_cast<const double*>(baseline),
+                                            sampler_of(sampler)};
             const dif::Trace trace{reinterpret_cast<double*>(trace_loss), reinterpret_cast<double*>(trace_baseline),
-                                   reinterpret_cast<double*>(trace_energy), trace_ld};
+                                   reinterpret_cast<double*>(trace_energy), reinterpret_cast<double*>(trace_gauge),
+                                   trace_ld};
             dif::run_chains(p, data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld, first_step, steps,
                             trace, reinterpret_cast<int64_t*>(diverged), threads);
           },
@@ -115,8 +154,9 @@ void bind_engine(py::module_& m) {
           py::arg("batch_size"), py::arg("burn_in"), py::arg("thin"), py::arg("lr"), py::arg("localization"),
           py::arg("nbeta"), py::arg("center"), py::arg("center_ld"), py::arg("mask"), py::arg("frozen"),
           py::arg("baseline"), py::arg("w"), py::arg("w_ld"), py::arg("first_step"), py::arg("steps"),
-          py::arg("trace_loss"), py::arg("trace_baseline"), py::arg("trace_energy"), py::arg("trace_ld"),
-          py::arg("diverged"), py::arg("threads"), "Advances all chains by `steps` steps.");
+          py::arg("trace_loss"), py::arg("trace_baseline"), py::arg("trace_energy"), py::arg("trace_gauge"),
+          py::arg("trace_ld"), py::arg("diverged"), py::arg("sampler"), py::arg("threads"),
+          "Advances all chains by `steps` steps.");
   m.def(
       "batch_indices",
       [](uintptr_t out, int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size) {

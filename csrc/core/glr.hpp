@@ -235,32 +235,41 @@ class GlrGrid {
   int k_, side_;
 };
 
-// The walk for one register of channels with shared weights; rows (slots, 2, width) floats (1 row for the mean),
-// level and trend: the channels' S and T. Returns the largest statistic.
+// One candidate of the walk for one register of channels with shared weights: adds its block to the suffix sums s and
+// hy and returns its statistic, if it is looked at. row (2, stride) floats (1 row for the mean): S and Q of the block;
+// level and trend: the channels' S and T.
+template <class L, GlrModel model>
+DIF_INLINE typename L::F glr_candidate(const GlrCandidate& c, const float* row, int64_t stride, typename L::F level,
+                                       typename L::F trend, bool one_sided, typename L::F& s, typename L::F& hy) {
+  using F = typename L::F;
+  constexpr int kinds = model == GlrModel::mean ? 1 : 2;
+  const F zero = L::set(0.0f);
+  if (kinds == 2) hy = L::add(L::fma(L::set(c.delta), s, hy), L::load(row + stride));
+  s = L::add(s, L::load(row));
+  if (!c.evaluate) return zero;
+  F z = L::fma(L::set(c.root), kinds == 2 ? hy : s, L::mul(L::set(c.level), level));
+  if (kinds == 2) z = L::fma(L::set(c.trend), trend, z);
+  if (model == GlrModel::jump_kink) {
+    z = L::fma(L::set(c.own), s, z);
+    const F jump =
+        L::fma(L::set(c.jump_own), s, L::fma(L::set(c.jump_trend), trend, L::mul(L::set(c.jump_level), level)));
+    return L::fma(z, z, L::mul(jump, jump));
+  }
+  if (one_sided) z = L::max(z, zero);
+  return L::mul(z, z);
+}
+
+// The whole walk: rows (slots, 2, stride). Returns the largest statistic.
 template <class L, GlrModel model>
 DIF_INLINE typename L::F glr_walk(const GlrCandidate* walk, int64_t count, const float* rows, typename L::F level,
-                                  typename L::F trend, bool one_sided) {
+                                  typename L::F trend, bool one_sided, int64_t stride = L::width) {
   using F = typename L::F;
   constexpr int kinds = model == GlrModel::mean ? 1 : 2;
   F s = L::set(0.0f), hy = L::set(0.0f), best = L::set(0.0f);
-  const F zero = L::set(0.0f);
   for (int64_t i = 0; i < count; ++i) {
-    const GlrCandidate& c = walk[i];
-    const float* row = rows + static_cast<int64_t>(c.slot) * kinds * L::width;
-    if (kinds == 2) hy = L::add(L::fma(L::set(c.delta), s, hy), L::load(row + L::width));
-    s = L::add(s, L::load(row));
-    if (!c.evaluate) continue;
-    F z = L::fma(L::set(c.root), kinds == 2 ? hy : s, L::mul(L::set(c.level), level));
-    if (kinds == 2) z = L::fma(L::set(c.trend), trend, z);
-    if (model == GlrModel::jump_kink) {
-      z = L::fma(L::set(c.own), s, z);
-      const F jump =
-          L::fma(L::set(c.jump_own), s, L::fma(L::set(c.jump_trend), trend, L::mul(L::set(c.jump_level), level)));
-      best = L::max(best, L::fma(z, z, L::mul(jump, jump)));
-    } else {
-      if (one_sided) z = L::max(z, zero);
-      best = L::max(best, L::mul(z, z));
-    }
+    const float* row = rows + static_cast<int64_t>(walk[i].slot) * kinds * stride;
+    const F square = glr_candidate<L, model>(walk[i], row, stride, level, trend, one_sided, s, hy);
+    if (walk[i].evaluate) best = L::max(best, square);
   }
   return best;
 }

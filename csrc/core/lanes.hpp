@@ -2,7 +2,7 @@
 //
 // A lane type L names its registers and a dozen operations on them. The arithmetic (philox.hpp, normal.hpp,
 // update.hpp) is a template over L, so it exists once; an executor brings the lane type of its machine
-// (cpu/lanes_avx2.hpp, cpu/lanes_avx512.hpp; a CUDA thread will be a block of one lane). This file holds the
+// (cpu/lanes_avx2.hpp, cpu/lanes_avx512.hpp; a CUDA thread is a block of one lane, cuda/lanes.cuh). This file holds the
 // portable lane type, plain arrays that any compiler vectorises: it is the baseline and the reference.
 //
 // Every operation is exact or correctly rounded (IEEE 754), so all lane types give the same bits.
@@ -17,8 +17,10 @@
 
 #if defined(__CUDACC__)
 #define DIF_INLINE __host__ __device__ __forceinline__
+#define DIF_UNROLL _Pragma("unroll")
 #else
 #define DIF_INLINE inline __attribute__((always_inline))
+#define DIF_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace dif {
@@ -86,6 +88,11 @@ struct PortableLanes {
   static DIF_INLINE F fma(F a, F b, F c) {
     F r;
     DIF_EACH r.v[i] = fma1(a.v[i], b.v[i], c.v[i]);
+    return r;
+  }
+  static DIF_INLINE F div(F a, F b) {
+    F r;
+    DIF_EACH r.v[i] = a.v[i] / b.v[i];
     return r;
   }
   static DIF_INLINE F sqrt(F a) {

@@ -31,6 +31,7 @@ struct Twice {
   static DIF_INLINE F sub(F x, F y) { return {L::sub(x.a, y.a), L::sub(x.b, y.b)}; }
   static DIF_INLINE F mul(F x, F y) { return {L::mul(x.a, y.a), L::mul(x.b, y.b)}; }
   static DIF_INLINE F fma(F x, F y, F z) { return {L::fma(x.a, y.a, z.a), L::fma(x.b, y.b, z.b)}; }
+  static DIF_INLINE F div(F x, F y) { return {L::div(x.a, y.a), L::div(x.b, y.b)}; }
   static DIF_INLINE F sqrt(F x) { return {L::sqrt(x.a), L::sqrt(x.b)}; }
   static DIF_INLINE F from_unsigned(U x) { return {L::from_unsigned(x.a), L::from_unsigned(x.b)}; }
   static DIF_INLINE F from_signed(U x) { return {L::from_signed(x.a), L::from_signed(x.b)}; }

@@ -38,7 +38,7 @@ template <class L>
 DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1, typename L::W a2,
                                         typename L::W a3) {
   using W = typename L::W;
-#pragma GCC unroll 10
+  DIF_UNROLL
   for (int round = 0; round < 10; ++round) {
     const W p0 = L::product(a0, 0xD2511F53u), p1 = L::product(a2, 0xCD9E8D57u);
     a0 = L::xor3(L::high(p1), a1, key.k0[round]);

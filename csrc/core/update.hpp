@@ -1,10 +1,11 @@
-// One step of a sampler on a block of lanes.
+// One step of each sampler on a block of lanes. Reference: devinterp_fast/_reference.py.
 //
-// SGLD, tempered and localized:
-//   d  = nbeta g + localization (w - center)
-//   w <- w - (lr / 2) d + sqrt(lr) xi
-// g is the gradient of the mean loss. Reference: devinterp_fast/_reference.py.
-// Source: Welling, Teh (2011); Lau, Furman, Wang, Murfet, Wei (2023) for the localized form.
+// All of them sample exp(-U), U = nbeta L + (localization / 2) |w - center|^2, tempered and localized, from
+//   force = nbeta g,  d = grad U = nbeta g + localization (w - center),  g the gradient of the mean loss.
+// A sampler is a struct of coefficients whose `step` moves one coordinate's `states` numbers, w first, by one unit of
+// noise z. Where `noise` is false, z is not read. `weight` is what d and force are weighted with in the two sums that
+// measure the step: sum weight d . force and sum weight d . d.
+// Source: Welling, Teh (2011) for SGLD; Lau, Furman, Wang, Murfet, Wei (2023) for the localized form.
 #pragma once
 #include "lanes.hpp"
 
@@ -14,7 +15,7 @@ struct SgldCoefficients {
   float nbeta, localization, minus_half_lr, noise;
 };
 
-// Returns the new w. `drift` is d and `force` is nbeta g: sum d . force is the energy that measures the step-size
+// w - (lr / 2) d. `drift` is d and `force` is nbeta g: sum d . force is the energy that measures the step-size
 // bias of nbeta L. (Not sum d^2: its part localization (w - center) moves w along flat directions too, where the
 // loss, and so its bias, is nothing.)
 template <class L>
@@ -24,5 +25,66 @@ DIF_INLINE typename L::F sgld(typename L::F w, typename L::F g, typename L::F ce
   drift = L::fma(L::set(k.localization), L::sub(w, center), force);
   return L::fma(L::set(k.minus_half_lr), drift, w);
 }
+
+// SGLD: w <- w - (lr / 2) d + sqrt(lr) z.
+struct Sgld {
+  static constexpr int states = 1;  // w
+  SgldCoefficients k;
+  template <class L, bool noise>
+  DIF_INLINE void step(typename L::F (&s)[1], typename L::F g, typename L::F center, typename L::F z,
+                       typename L::F& drift, typename L::F& force, typename L::F& weight) const {
+    s[0] = sgld<L>(s[0], g, center, k, drift, force);
+    if constexpr (noise) s[0] = L::fma(L::set(k.noise), z, s[0]);
+    weight = drift;
+  }
+};
+
+// Langevin dynamics with momentum p, unit mass, time step h (BAOAB with its two kicks joined, so that the gradient is
+// taken where the next draw is):
+//   p <- p - h d,  w <- w + (h / 2) p,  p <- keep p + noise z,  w <- w + (h / 2) p
+// keep^2 + noise^2 = 1 without a thermostat. On a quadratic the variance of w is exact for every stable h (h^2 a < 4).
+// With keep = 1 and no noise it is a leapfrog step of Hamiltonian dynamics; half the kick begins a trajectory.
+// Source: Leimkuhler, Matthews (2013); Chen, Fox, Guestrin (2014) for the stochastic gradient.
+struct Langevin {
+  static constexpr int states = 2;  // w, p
+  float nbeta, localization, minus_kick, half_move, keep, noise_size;
+  template <class L, bool noise>
+  DIF_INLINE void step(typename L::F (&s)[2], typename L::F g, typename L::F center, typename L::F z,
+                       typename L::F& drift, typename L::F& force, typename L::F& weight) const {
+    using F = typename L::F;
+    force = L::mul(L::set(nbeta), g);
+    drift = L::fma(L::set(localization), L::sub(s[0], center), force);
+    const F p = L::fma(L::set(minus_kick), drift, s[1]);
+    s[0] = L::fma(L::set(half_move), p, s[0]);
+    s[1] = p;
+    if constexpr (noise) s[1] = L::fma(L::set(noise_size), z, L::mul(L::set(keep), p));
+    s[0] = L::fma(L::set(half_move), s[1], s[0]);
+    weight = drift;
+  }
+};
+
+// SGLD in a diagonal metric learned from the gradients (RMSprop; Adam where beta1 > 0):
+//   m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2,  G = 1 / (sqrt(v) + epsilon)
+//   w <- w - (lr / 2) G (nbeta m + localization (w - center)) + sqrt(lr G) z
+// beta2 = 1 holds the metric still, which alone makes the sampler right: a metric that moves with w needs the further
+// drift (lr / 2) dG/dw.
+// Source: Li, Chen, Carlson, Carin (2016).
+struct Preconditioned {
+  static constexpr int states = 3;  // w, m, v
+  float nbeta, localization, minus_half_lr, lr, beta1, rest1, beta2, rest2, epsilon;
+  template <class L, bool noise>
+  DIF_INLINE void step(typename L::F (&s)[3], typename L::F g, typename L::F center, typename L::F z,
+                       typename L::F& drift, typename L::F& force, typename L::F& weight) const {
+    using F = typename L::F;
+    s[1] = L::fma(L::set(beta1), s[1], L::mul(L::set(rest1), g));
+    s[2] = L::fma(L::set(beta2), s[2], L::mul(L::mul(L::set(rest2), g), g));
+    const F metric = L::div(L::set(1.0f), L::sub(L::sqrt(s[2]), L::set(-epsilon)));
+    force = L::mul(L::set(nbeta), s[1]);
+    drift = L::fma(L::set(localization), L::sub(s[0], center), force);
+    weight = L::mul(metric, drift);
+    s[0] = L::fma(L::set(minus_half_lr), weight, s[0]);
+    if constexpr (noise) s[0] = L::fma(L::sqrt(L::mul(L::set(lr), metric)), z, s[0]);
+  }
+};
 
 }  // namespace dif

@@ -65,11 +65,11 @@ class Walker {
         g_(std::max(plan.total, padded_)),
         center_(padded_),
         scratch_(plan.scratch),
-        masked_(settings.mask || padded_ != plan.dim),
         mask_(static_cast<size_t>(padded_), 0),
-        losses_(static_cast<size_t>(settings.batch_size)) {
-    for (int64_t i = 0; i < plan.dim; ++i) mask_[static_cast<size_t>(i)] = settings.mask ? settings.mask[i] : 1;
-  }
+        losses_(static_cast<size_t>(settings.batch_size)),
+        anchor_(settings.sampler.anchor ? std::max(plan.total, padded_) : 0),
+        start_(settings.sampler.anchor ? std::max(plan.total, padded_) : 0),
+        mover_(settings.sampler, vectors()) {}
 
   void run(int64_t c, float* w, int64_t first_step, int64_t steps, const Trace& trace, int64_t& diverged) {
     const RunSettings& s = settings_;
@@ -79,36 +79,52 @@ class Walker {
     std::copy(w, w + plan_.dim, w_.get());
     std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), w_.get() + plan_.dim);
     std::copy(center, center + plan_.dim, center_.get());
-    const SgldCoefficients k = coefficients(s, c);
-    double* losses = pass_ == engine_kernels().matrix ? losses_.data() : nullptr;
+    if (s.sampler.anchor) {
+      std::copy(center, center + plan_.dim, start_.get());
+      std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), start_.get() + plan_.dim);
+    }
+    mover_.load(c);
     steps_.walk(chain, first_step, steps, [&](int64_t t, const Batch<float>& batch, int64_t draw) {
-      const double loss =
-          pass_(plan_, w_.get(), batch, g_.get(), scratch_.get(), losses) / static_cast<double>(s.batch_size);
+      const auto pass = [&] { return gradient(batch); };
+      const double loss = mover_.knows_gradient() ? mover_.loss() : pass();
       if (!std::isfinite(loss)) {
         diverged = t;
         return false;
       }
-      const double energy = update(k, {s.seed, chain, static_cast<uint32_t>(t), update_noise});
+      const StepReport report = mover_.step(c, chain, t, s.nbeta[c], s.localization[c], s.lr[c], s.seed, loss, pass);
       if (draw >= 0) {
         trace.loss[c * trace.ld + draw] = loss;
-        trace.energy[c * trace.ld + draw] = energy;
+        trace.energy[c * trace.ld + draw] = report.work;
+        trace.gauge[c * trace.ld + draw] = report.gauge;
         if (s.baseline) trace.baseline[c * trace.ld + draw] = steps_.baseline();
       }
       return true;
     });
     std::copy(w_.get(), w_.get() + plan_.dim, w);
+    mover_.save(c);
   }
 
  private:
-  double update(const SgldCoefficients& k, const Address& at) {
-    double energy = 0.0;
-    for (int64_t first = 0; first < padded_; first += block_size) {
-      const int64_t size = std::min(block_size, padded_ - first);
-      const uint8_t* mask = masked_ ? mask_.data() + first : nullptr;
-      energy +=
-          kernels().sgld(w_.get() + first, g_.get() + first, center_.get() + first, mask, first, size, k, at, true);
+  // The mean loss at w, its gradient to g; with an anchor, g(w) - g(center) + anchor on this batch.
+  double gradient(const Batch<float>& batch) {
+    double* losses = pass_ == engine_kernels().matrix ? losses_.data() : nullptr;
+    const double loss = pass_(plan_, w_.get(), batch, g_.get(), scratch_.get(), losses);
+    if (const float* anchor = settings_.sampler.anchor) {
+      pass_(plan_, start_.get(), batch, anchor_.get(), scratch_.get(), losses);
+      for (int64_t i = 0; i < plan_.dim; ++i) g_.get()[i] = g_.get()[i] - anchor_.get()[i] + anchor[i];
     }
-    return energy;
+    return loss / static_cast<double>(settings_.batch_size);
+  }
+
+  // The mask also holds the padding still.
+  ChainVectors vectors() {
+    int64_t moving = 0;
+    for (int64_t i = 0; i < plan_.dim; ++i) {
+      mask_[static_cast<size_t>(i)] = settings_.mask ? settings_.mask[i] : 1;
+      moving += mask_[static_cast<size_t>(i)] != 0;
+    }
+    const bool masked = settings_.mask || padded_ != plan_.dim;
+    return {w_.get(), g_.get(), center_.get(), masked ? mask_.data() : nullptr, plan_.dim, padded_, moving};
   }
 
   const Plan& plan_;
@@ -117,9 +133,10 @@ class Walker {
   Steps steps_;
   int64_t padded_;
   Aligned<float> w_, g_, center_, scratch_;
-  bool masked_;
   std::vector<uint8_t> mask_;
   std::vector<double> losses_;
+  Aligned<float> anchor_, start_;
+  Mover mover_;
 };
 
 // Sixteen chains in the lanes, on batches they share.
@@ -160,7 +177,7 @@ class GroupWalker {
     const ChainsBlock block{w_.get(), g_.get(), center_.get(), s.mask, plan_.dim, k, k + 16, k + 32, k + 48};
     const uint32_t first_chain = s.first_chain + static_cast<uint32_t>(low);
     steps_.walk(first_chain, first_step, steps, [&](int64_t t, const Batch<float>& batch, int64_t draw) {
-      double sums[16], energy[16];
+      double sums[16], energy[32];
       engine_kernels().chains(plan_, w_.get(), batch, g_.get(), scratch_.get(), sums);
       for (int64_t lane = 0; lane < 16; ++lane) {
         sums[lane] /= static_cast<double>(s.batch_size);
@@ -178,6 +195,7 @@ class GroupWalker {
         const int64_t at = chain_of(low, lane) * trace.ld + draw;
         trace.loss[at] = sums[lane];
         trace.energy[at] = energy[lane];
+        trace.gauge[at] = energy[16 + lane];
         if (s.baseline) trace.baseline[at] = baseline;
       }
       return true;
@@ -200,6 +218,18 @@ class GroupWalker {
   uint32_t order_[16];
 };
 
+// Rows (n, size) as (columns, size, 16); past the last row, that row again.
+std::vector<float> turned(const float* rows, int64_t size, int64_t n) {
+  const int64_t columns = (n + 15) / 16;
+  std::vector<float> out(static_cast<size_t>(columns * size * 16));
+  for (int64_t i = 0; i < columns * 16; ++i) {
+    for (int64_t j = 0; j < size; ++j) {
+      out[static_cast<size_t>((i / 16 * size + j) * 16 + i % 16)] = rows[std::min(i, n - 1) * size + j];
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 const EngineKernels& engine_kernels() {
@@ -219,7 +249,11 @@ void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, in
 
 void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings, float* w,
                 int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace, int64_t* diverged, int threads) {
-  const Layout layout = program.layout(settings.mode);
+  Layout layout = program.layout(settings.mode);
+  // Chains in the lanes are for plain SGLD, which is most of what many chains do.
+  if (layout == layout_chains &&
+      (settings.sampler.kind != sampler_sgld || settings.sampler.anchor || std::isfinite(settings.sampler.box)))
+    layout = layout_samples;
   const Plan& plan = program.plan(layout);
   if (layout == layout_chains) {
     parallel(threads, (settings.chains + 15) / 16, [&](int64_t low, int64_t high) {
@@ -229,8 +263,16 @@ void run_chains(const CompiledProgram& program, const Data<float>& data, const R
     return;
   }
   const Pass<float> pass = layout == layout_samples ? engine_kernels().samples : engine_kernels().matrix;
+  Data<float> rows = data;
+  std::vector<float> x, y;
+  if (layout == layout_samples && settings.mode == batch_full) {  // all chains and steps read the same columns
+    x = turned(data.rows.x, data.rows.x_size, data.n);
+    rows.rows.x_turned = x.data();
+    if (data.rows.y && data.rows.y != data.rows.x) y = turned(data.rows.y, data.rows.y_size, data.n);
+    if (!y.empty()) rows.rows.y_turned = y.data();
+  }
   parallel(threads, settings.chains, [&](int64_t low, int64_t high) {
-    Walker walker(plan, pass, data, settings);
+    Walker walker(plan, pass, rows, settings);
     for (int64_t c = low; c < high; ++c) {
       if (diverged[c] < 0) walker.run(c, w + c * w_ld, first_step, steps, trace, diverged[c]);
     }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/engine_isa.hpp"
+#include "cpu/samplers.hpp"
 
 namespace dif {
 
@@ -71,18 +72,19 @@ struct RunSettings {
   const uint8_t* mask;                      // (dim) or null
   const float* frozen;                      // (total - dim)
   const double* baseline;                   // (n) per-sample losses, or null
+  SamplerSettings sampler;
 };
 
 // Each (chains, draws) with row stride ld; draw k is step burn_in + k thin. Rows of a diverged chain are left
 // as they are from the step it diverged at.
 struct Trace {
-  double *loss, *baseline, *energy;
+  double *loss, *baseline, *energy, *gauge;  // the last two: StepReport
   int64_t ld;
 };
 
 // Advances w (chains, dim; row stride w_ld) by `steps` steps from step `first_step`. diverged (chains) holds
-// the first step whose loss was not finite, or -1; such a chain stands still. Results do not depend on
-// threads, on how steps are grouped into calls, or on the other chains.
+// the first step whose loss was not finite, or -1; such a chain stands still. With HMC a step is a trajectory, on
+// full batches. Results do not depend on threads, on how steps are grouped into calls, or on the other chains.
 void run_chains(const CompiledProgram&, const Data<float>&, const RunSettings&, float* w, int64_t w_ld,
                 int64_t first_step, int64_t steps, const Trace&, int64_t* diverged, int threads);
 

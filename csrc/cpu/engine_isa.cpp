@@ -4,6 +4,7 @@
 #include "core/normal.hpp"
 #include "cpu/engine_matrix.hpp"
 #include "cpu/engine_small.hpp"
+#include "cpu/engine_tied.hpp"
 
 #if defined(DIF_ISA_avx512)
 #include "cpu/engine_lanes_avx512.hpp"
@@ -40,15 +41,42 @@ void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
   }
 }
 
+template <bool chains, int hidden>
+void tied_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses,
+               double* sums) {
+  if (plan.loss.importance >= 0) {
+    Tied<L, chains, hidden, true>::run(plan, w, batch, g, s, losses, sums);
+  } else {
+    Tied<L, chains, hidden, false>::run(plan, w, batch, g, s, losses, sums);
+  }
+}
+
+template <bool chains>
+void small_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses,
+                double* sums) {
+  switch (g ? plan.tied : 0) {
+    case 1:
+      return tied_pass<chains, 1>(plan, w, batch, g, s, losses, sums);
+    case 2:
+      return tied_pass<chains, 2>(plan, w, batch, g, s, losses, sums);
+    case 3:
+      return tied_pass<chains, 3>(plan, w, batch, g, s, losses, sums);
+    case 4:
+      return tied_pass<chains, 4>(plan, w, batch, g, s, losses, sums);
+    default:
+      return Small<L, chains>::run(plan, w, batch, g, s, losses, sums);
+  }
+}
+
 double samples_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* losses) {
   double sums[16], total = 0.0;
-  Small<L, false>::run(plan, w, batch, g, s, losses, sums);
+  small_pass<false>(plan, w, batch, g, s, losses, sums);
   for (const double x : sums) total += x;
   return total;
 }
 
 void chains_pass(const Plan& plan, const float* w, const Batch<float>& batch, float* g, float* s, double* sums) {
-  Small<L, true>::run(plan, w, batch, g, s, nullptr, sums);
+  small_pass<true>(plan, w, batch, g, s, nullptr, sums);
 }
 
 // Counters are chains here: all lanes draw for the same four coordinates.
@@ -58,7 +86,7 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
   const PhiloxKeys key(seed);
   const L::F nbeta = L::load(block.nbeta), localization = L::load(block.localization);
   const L::F minus_half_lr = L::load(block.minus_half_lr), noise = L::load(block.noise);
-  for (int i = 0; i < 16; ++i) energy[i] = 0.0;
+  for (int i = 0; i < 32; ++i) energy[i] = 0.0;
   for (int64_t quad = 0; 4 * quad < block.dim; ++quad) {
     const PhiloxWords<Noise> words =
         philox_rounds<Noise>(key, Noise::wide(static_cast<uint32_t>(quad)), Noise::counters(first_chain),
@@ -77,7 +105,10 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
       L::store(block.w + 16 * i, L::fma(noise, L::load(draw), L::fma(minus_half_lr, d, w)));
       L::store(drift, d);
       L::store(force, f);
-      for (int j = 0; j < 16; ++j) energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
+      for (int j = 0; j < 16; ++j) {
+        energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
+        energy[16 + j] += static_cast<double>(drift[j]) * static_cast<double>(drift[j]);
+      }
     }
   }
 }

@@ -5,6 +5,7 @@
 //   own_math   polynomials of core/math.hpp rather than the C library
 //   load_first, store_first   the first n lanes only; the others are read as 0, not written
 //   total, largest            over the lanes, halving: (i) with (i + 8), then 4, 2, 1
+//   totals, accumulate        of sixteen registers, one in each lane; onto sums in double
 //   tile       rows of a tile of the small layouts (engine_small.hpp)
 //   Panel      the register type of the matrix kernels, with their blocking (rows x panels of registers)
 #pragma once
@@ -95,6 +96,10 @@ struct PortableEngine {
     }
     return a.v[0];
   }
+  // Lane i = the total of the register at p + 16 i.
+  static DIF_INLINE F totals(const T* p) { DIF_MAP(total(load(p + 16 * i))); }
+  // sums[i] += lane i
+  static DIF_INLINE void accumulate(double* sums, F a) { DIF_EACH sums[i] += static_cast<double>(a.v[i]); }
   // Four features of sixteen rows: out[f] lane i = row(i)[f].
   template <class Row>
   static DIF_INLINE void columns4(Row row, F (&out)[4]) {

@@ -54,6 +54,18 @@ struct Avx2Engine : Twice<Avx2Lanes> {
     const __m128 d = _mm_max_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
   }
+  static DIF_INLINE F totals(const float* p) {
+    float out[16];
+    for (int i = 0; i < 16; ++i) out[i] = total(load(p + 16 * i));
+    return load(out);
+  }
+  static DIF_INLINE void accumulate(double* sums, F x) {
+    const __m128 quarter[4] = {_mm256_castps256_ps128(x.a), _mm256_extractf128_ps(x.a, 1), _mm256_castps256_ps128(x.b),
+                               _mm256_extractf128_ps(x.b, 1)};
+    for (int i = 0; i < 4; ++i) {
+      _mm256_storeu_pd(sums + 4 * i, _mm256_add_pd(_mm256_loadu_pd(sums + 4 * i), _mm256_cvtps_pd(quarter[i])));
+    }
+  }
   template <class Row>
   static DIF_INLINE void columns4(Row row, F (&out)[4]) {
     __m256 low[4], high[4];

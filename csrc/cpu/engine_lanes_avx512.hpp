@@ -35,6 +35,30 @@ struct Avx512Engine : Avx512Lanes {
     const __m128 d = _mm_max_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps(d, d, 1)));
   }
+  // Each step adds the halves of two registers side by side in one, in the order of `total`.
+  static DIF_INLINE F totals(const float* p) {
+    F quarter[4];
+    for (int i = 0; i < 4; ++i) {
+      F half[2];
+      for (int k = 0; k < 2; ++k) {
+        const F a = load(p + 16 * (i + 8 * k)), b = load(p + 16 * (i + 8 * k + 4));
+        half[k] = add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+      }
+      quarter[i] = add(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+    }
+    const F a = pairs(quarter[0], quarter[1]), b = pairs(quarter[2], quarter[3]);
+    return add(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+  }
+  static DIF_INLINE F pairs(F a, F b) {
+    const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return add(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  static DIF_INLINE void accumulate(double* sums, F a) {
+    const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a)),
+                  high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    _mm512_storeu_pd(sums, _mm512_add_pd(_mm512_loadu_pd(sums), low));
+    _mm512_storeu_pd(sums + 8, _mm512_add_pd(_mm512_loadu_pd(sums + 8), high));
+  }
   template <class Row>
   static DIF_INLINE void columns4(Row row, F (&out)[4]) {
     // Block b of out[k] holds row 4 b + k; the transpose inside blocks makes lane 4 b + k of out[f] that

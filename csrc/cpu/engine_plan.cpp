@@ -48,6 +48,18 @@ bool narrow(const std::vector<ProgramValue>& values, const std::vector<ProgramOp
   return true;
 }
 
+// x -> W x -> act(W^T (W x) + b) with a squared error and W trained: its hidden width, or 0.
+int32_t tied_pair(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops, const Plan& plan) {
+  if (ops.size() != 3 || ops[0].kind != op_input || ops[1].kind != op_linear || ops[2].kind != op_linear) return 0;
+  const ProgramOp &in = ops[0], &down = ops[1], &up = ops[2];
+  const bool chained = down.a == in.out && up.a == down.out && plan.loss.prediction == up.out && in.first == 0;
+  const bool shared = down.weight == up.weight && down.transposed != up.transposed && down.weight < plan.dim;
+  const bool simple = down.bias < 0 && down.activation == act_none && up.activation <= act_relu;
+  const int32_t hidden = at(values, down.out).cols, features = at(values, up.out).cols;
+  const bool fits = hidden <= tied_hidden && features <= tied_features && at(values, in.out).cols == features;
+  return chained && shared && simple && fits && plan.loss.kind == loss_squared ? hidden : 0;
+}
+
 }  // namespace
 
 int64_t LaidOut::take(int64_t floats) {
@@ -191,8 +203,9 @@ void LaidOut::place_small(Plan& plan, Layout layout) {
       if (ops_[i].activation == act_none) steps_[i].sloped = true;
     }
   }
-  plan.targets = take(size(plan.loss.prediction));
-  if (!chains) plan.sums = take(plan.dim * 16);
+  plan.tied = tied_pair(values_, ops_, plan);
+  plan.targets = take(std::max(size(plan.loss.prediction), plan.tied * tied_features * 16 + 2 * tied_features * 64));
+  if (!chains) plan.sums = take(round16(plan.dim) * 16);
 }
 
 LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,

@@ -12,6 +12,9 @@ struct ValuePlan {
   int64_t ld;        // row stride
 };
 
+// The pairs of linear maps that engine_tied.hpp runs, at most.
+constexpr int64_t tied_hidden = 4, tied_features = 32;
+
 struct OpPlan {
   int64_t extra;              // offset in scratch of what the forward pass leaves for the backward pass, or -1
   int64_t turned, turned_ld;  // the transposed copy of the weight, or -1
@@ -42,6 +45,7 @@ struct Plan {
       sums;  // offsets of the gathered targets (or a gradient nobody reads), of the weight gradients lane by lane
   int32_t loss_slope;  // the operation whose slope the loss's gradient is multiplied by, or -1
   int32_t loss_input;  // the input value that can serve as target, or -1
+  int32_t tied;        // hidden units of a pair that engine_tied.hpp runs, or 0
 };
 
 // The data set, row by row, and the samples of one batch.
@@ -54,6 +58,10 @@ struct Batch {
   int64_t x_size, y_size, token_size, class_size;
   const int32_t* index;  // (count)
   int64_t count;
+  // With samples in the lanes: the same rows as (columns, size, 16), sixteen samples by sixteen, where the batch is all
+  // of them in order; or null.
+  const T* x_turned = nullptr;
+  const T* y_turned = nullptr;
 };
 
 }  // namespace dif

@@ -240,7 +240,12 @@ struct Small : Tiles<L, chains> {
     if constexpr (!chains) {
       const View out = view(op.out);
       for (int64_t c = 0; c < columns; ++c) {
-        columns_of(c, out.cols, [&](int i) { return row_of(batch.x, batch.x_size, c * 16 + i) + op.first; }, out.p);
+        if (batch.x_turned) {
+          const T* from = batch.x_turned + ((first / per + c) * batch.x_size + op.first) * lanes;
+          for (int64_t f = 0; f < out.cols; ++f) L::store(out.p + at(f, c), L::load(from + f * lanes));
+        } else {
+          columns_of(c, out.cols, [&](int i) { return row_of(batch.x, batch.x_size, c * 16 + i) + op.first; }, out.p);
+        }
       }
     }
   }
@@ -251,10 +256,10 @@ struct Small : Tiles<L, chains> {
 
   // ---- losses; adds to `sums`, and writes per-sample ones with samples in the lanes if asked
   DIF_INLINE void record(F loss, int64_t c, double* losses) const {
-    T v[lanes];
-    L::store(v, loss);
-    for (int i = 0; i < lanes; ++i) sums[i] += static_cast<double>(v[i]);
+    L::accumulate(sums, loss);
     if (losses && !chains) {
+      T v[lanes];
+      L::store(v, loss);
       for (int i = 0; i < live(c); ++i) losses[first + c * 16 + i] = static_cast<double>(v[i]) * plan.loss.factor;
     }
   }
@@ -430,7 +435,9 @@ struct Small : Tiles<L, chains> {
     }
     for (int i = 0; i < lanes; ++i) sums[i] *= plan.loss.factor;
     if (g && !chains) {
-      for (int64_t i = 0; i < plan.dim; ++i) g[i] = L::total(L::load(sum + lanes * i));
+      int64_t i = 0;
+      for (; i + lanes <= plan.dim; i += lanes) L::store(g + i, L::totals(sum + lanes * i));
+      if (i < plan.dim) L::store_first(g + i, L::totals(sum + lanes * i), static_cast<int>(plan.dim - i));
     }
   }
   static constexpr int64_t block_columns = 64;  // plan.block / per stays below

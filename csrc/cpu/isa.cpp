@@ -36,8 +36,7 @@ constexpr int tile = 128;                   // coordinates: whole quads, whole r
 constexpr int registers = tile / L::width;  // of a tile
 constexpr int draws = registers / 4;        // calls of `normals` a tile
 constexpr int ahead = 8 * tile;             // how far a tile asks memory for the next ones
-constexpr int running = 32;                 // running sums over coordinates, the same number on every set
-constexpr int sums = running / L::width;
+constexpr int sums = running_sums / L::width;
 
 DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, F (&z)[registers]) {
   for (int i = 0; i < draws; ++i) {
@@ -102,76 +101,96 @@ void words_run(uint32_t* out, int64_t first, int64_t size, Address at) {
       });
 }
 
-template <bool noise, bool masked>
-DIF_INLINE void sgld_tile(float* w, const float* g, const float* center, const uint8_t* mask, int64_t t,
-                          const SgldCoefficients& k, const Address& at, const PhiloxKeys& key, F (&sum)[sums]) {
+struct Running {
+  F work[sums], square[sums];
+};
+
+template <class Step, bool noise, bool masked>
+DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float* center, const uint8_t* mask, int64_t t,
+                          const Step& step, const Address& at, const PhiloxKeys& key, Running& sum) {
   // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
   for (int i = 0; i < tile; i += 16) {
-    __builtin_prefetch(w + i + ahead, 1);
+    for (int k = 0; k < Step::states; ++k) __builtin_prefetch(state[k] + i + ahead, 1);
     __builtin_prefetch(g + i + ahead, 0);
   }
   F z[registers];
-  if (noise) tile_normals(t, at, key, z);
+  if (noise) {
+    tile_normals(t, at, key, z);
+  } else {
+    for (int i = 0; i < registers; ++i) z[i] = L::set(0.0f);
+  }
   for (int i = 0; i < registers; ++i) {
-    F drift, force;
-    const F old = L::load(w + i * L::width);
-    F next = sgld<L>(old, L::load(g + i * L::width), L::load(center + i * L::width), k, drift, force);
-    if (noise) next = L::fma(L::set(k.noise), z[i], next);
+    F old[Step::states], next[Step::states], drift, force, weight;
+    for (int k = 0; k < Step::states; ++k) next[k] = old[k] = L::load(state[k] + i * L::width);
+    step.template step<L, noise>(next, L::load(g + i * L::width), L::load(center + i * L::width), z[i], drift, force,
+                                 weight);
     if (masked) {
       const auto moves = L::load_mask(mask + i * L::width);
-      next = L::select(moves, next, old);
+      for (int k = 0; k < Step::states; ++k) next[k] = L::select(moves, next[k], old[k]);
+      weight = L::select(moves, weight, L::set(0.0f));
       drift = L::select(moves, drift, L::set(0.0f));
       force = L::select(moves, force, L::set(0.0f));
     }
-    L::store(w + i * L::width, next);
-    sum[i % sums] = L::fma(drift, force, sum[i % sums]);
+    for (int k = 0; k < Step::states; ++k) L::store(state[k] + i * L::width, next[k]);
+    sum.work[i % sums] = L::fma(weight, force, sum.work[i % sums]);
+    sum.square[i % sums] = L::fma(weight, drift, sum.square[i % sums]);
   }
 }
 
-template <bool noise, bool masked>
-double sgld_block(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
-                  const SgldCoefficients& k, const Address& at) {
+DIF_INLINE double lanes_total(const F (&sum)[sums]) {
+  float lanes[running_sums];
+  for (int i = 0; i < sums; ++i) L::store(lanes + i * L::width, sum[i]);
+  double total = 0.0;
+  for (int i = 0; i < running_sums; ++i) total += static_cast<double>(lanes[i]);
+  return total;
+}
+
+template <class Step, bool noise, bool masked>
+StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step& step, const Address& at) {
   const PhiloxKeys key(at.seed);
-  F sum[sums];
-  for (int i = 0; i < sums; ++i) sum[i] = L::set(0.0f);
+  Running sum;
+  for (int i = 0; i < sums; ++i) sum.work[i] = sum.square[i] = L::set(0.0f);
   for_tiles(
       first, size,
       [&](int64_t t) {
         const int64_t o = t - first;
-        sgld_tile<noise, masked>(w + o, g + o, center + o, masked ? mask + o : nullptr, t, k, at, key, sum);
+        float* state[3] = {};
+        for (int k = 0; k < Step::states; ++k) state[k] = a.state[k] + o;
+        step_tile<Step, noise, masked>(state, a.g + o, a.center + o, masked ? a.mask + o : nullptr, t, step, at, key,
+                                       sum);
       },
       [&](int64_t t, int64_t low, int64_t high) {
-        float buffer[3][tile] = {};
+        float buffer[5][tile] = {};
         uint8_t flags[tile] = {};
+        float* const state[3] = {buffer[2], buffer[3], buffer[4]};
         for (int64_t i = low; i < high; ++i) {
-          buffer[0][i - t] = w[i - first];
-          buffer[1][i - t] = g[i - first];
-          buffer[2][i - t] = center[i - first];
-          flags[i - t] = masked ? mask[i - first] : 1;
+          buffer[0][i - t] = a.g[i - first];
+          buffer[1][i - t] = a.center[i - first];
+          for (int k = 0; k < Step::states; ++k) state[k][i - t] = a.state[k][i - first];
+          flags[i - t] = masked ? a.mask[i - first] : 1;
         }
-        sgld_tile<noise, true>(buffer[0], buffer[1], buffer[2], flags, t, k, at, key, sum);
-        for (int64_t i = low; i < high; ++i) w[i - first] = buffer[0][i - t];
+        step_tile<Step, noise, true>(state, buffer[0], buffer[1], flags, t, step, at, key, sum);
+        for (int64_t i = low; i < high; ++i) {
+          for (int k = 0; k < Step::states; ++k) a.state[k][i - first] = state[k][i - t];
+        }
       });
-  float lanes[running];
-  for (int i = 0; i < sums; ++i) L::store(lanes + i * L::width, sum[i]);
-  double total = 0.0;
-  for (int i = 0; i < running; ++i) total += static_cast<double>(lanes[i]);
-  return total;
+  return {lanes_total(sum.work), lanes_total(sum.square)};
 }
 
-double sgld_run(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
-                SgldCoefficients k, Address at, bool noise) {
+template <class Step>
+StepSums step_run(const StepArrays& a, int64_t first, int64_t size, const Step& step, Address at, bool noise) {
   if (noise) {
-    return mask ? sgld_block<true, true>(w, g, center, mask, first, size, k, at)
-                : sgld_block<true, false>(w, g, center, mask, first, size, k, at);
+    return a.mask ? step_block<Step, true, true>(a, first, size, step, at)
+                  : step_block<Step, true, false>(a, first, size, step, at);
   }
-  return mask ? sgld_block<false, true>(w, g, center, mask, first, size, k, at)
-              : sgld_block<false, false>(w, g, center, mask, first, size, k, at);
+  return a.mask ? step_block<Step, false, true>(a, first, size, step, at)
+                : step_block<Step, false, false>(a, first, size, step, at);
 }
 
 }  // namespace
 
 extern const Kernels DIF_KERNELS;
-const Kernels DIF_KERNELS = {isa_name, L::width, normals_run, words_run, sgld_run};
+const Kernels DIF_KERNELS = {
+    isa_name, L::width, normals_run, words_run, step_run<Sgld>, step_run<Langevin>, step_run<Preconditioned>};
 
 }  // namespace dif

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "core/blocks.hpp"
 #include "core/update.hpp"
 
 namespace dif {
@@ -12,9 +13,16 @@ struct Address {
   uint32_t chain, step, stream;
 };
 
-// Coordinates are worked on in blocks of this many, whatever the machine and the number of threads: sums over
-// coordinates are taken block by block in this order, so they do not depend on either.
-constexpr int64_t block_size = 8192;
+struct StepArrays {
+  float* state[3];
+  const float *g, *center;
+  const uint8_t* mask;
+};
+
+// sum weight d . (nbeta g) and sum weight d . d (core/update.hpp)
+struct StepSums {
+  double work, square;
+};
 
 struct Kernels {
   const char* name;
@@ -22,11 +30,13 @@ struct Kernels {
   // out (size): normals, or words, of coordinates first .. first + size - 1 of one chain.
   void (*normals)(float* out, int64_t first, int64_t size, Address);
   void (*words)(uint32_t* out, int64_t first, int64_t size, Address);
-  // One chain's w, g, center, mask (size), all starting at coordinate `first`, inside one block; w is updated
-  // in place, no other may overlap it. A null mask moves all; a zero keeps the coordinate's bits.
-  // Returns sum d . (nbeta g) over the moved coordinates.
-  double (*sgld)(float* w, const float* g, const float* center, const uint8_t* mask, int64_t first, int64_t size,
-                 SgldCoefficients, Address, bool noise);
+  // One step of one chain, from coordinate `first`, inside one block: state[0] is w, then the sampler's own vectors
+  // (core/update.hpp), all (size), updated in place; g, center, mask (size) alike; nothing overlaps. A null mask moves
+  // all; a zero keeps the coordinate's bits. Returns sums over the moved coordinates.
+  StepSums (*sgld)(const StepArrays&, int64_t first, int64_t size, const Sgld&, Address, bool noise);
+  StepSums (*langevin)(const StepArrays&, int64_t first, int64_t size, const Langevin&, Address, bool noise);
+  StepSums (*preconditioned)(const StepArrays&, int64_t first, int64_t size, const Preconditioned&, Address,
+                             bool noise);
 };
 
 extern const Kernels kernels_baseline;

@@ -26,6 +26,7 @@ struct Avx2Lanes {
   static DIF_INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }
   static DIF_INLINE F mul(F a, F b) { return _mm256_mul_ps(a, b); }
   static DIF_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+  static DIF_INLINE F div(F a, F b) { return _mm256_div_ps(a, b); }
   static DIF_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
   // Both halves convert exactly and the fma rounds once, which is the rounding of a direct conversion.
   static DIF_INLINE F from_unsigned(U a) {

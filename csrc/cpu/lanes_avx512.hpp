@@ -26,6 +26,7 @@ struct Avx512Lanes {
   static DIF_INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static DIF_INLINE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static DIF_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static DIF_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
   static DIF_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a); }
   static DIF_INLINE F from_unsigned(U a) { return _mm512_cvtepu32_ps(a); }
   static DIF_INLINE F from_signed(U a) { return _mm512_cvtepi32_ps(a); }

@@ -29,9 +29,22 @@ struct SgldSettings {
   bool noise;
 };
 
-// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), or is null. The result does not depend on
-// `threads`.
+// Tensors must not overlap. `energy` (chains) receives sum d . (nbeta g), `square` (chains) sum d . d; either may be
+// null. The result does not depend on `threads`.
 void sgld_step(const SgldBlock&, const SgldTensor* tensors, int64_t tensor_count, const SgldSettings&, double* energy,
-               int threads);
+               double* square, int threads);
+
+// What a sampler carries beside w: (chains, dim; row stride ld), updated in place; or null.
+struct StateRows {
+  float *first = nullptr, *second = nullptr;
+  int64_t ld = 0;
+};
+
+// The same for any sampler of core/update.hpp, with its struct's floats as `coefficients` (chains, n), in order:
+// 0 Sgld, 1 Langevin (first: momenta), 2 Preconditioned (first, second: means of g and g^2); false if there is none.
+// work, gauge (chains): sum weight d . (nbeta g) and sum weight d . d, of Langevin sum p . p; either may be null.
+bool sampler_step(int sampler, const SgldBlock&, const StateRows&, const SgldTensor* tensors, int64_t tensor_count,
+                  const float* coefficients, uint64_t seed, uint32_t step, uint32_t first_chain, bool noise,
+                  double* work, double* gauge, int threads);
 
 }  // namespace dif

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xarray as xr
 from torch import Tensor, nn
 
 from devinterp_fast import _flat
-from devinterp_fast.errors import LossError, NumericalError
-from devinterp_fast.progress import ProgressBar
-from devinterp_fast.sampling import defaults, engines
-from devinterp_fast.sampling.batches import as_data, check_batches
-from devinterp_fast.sampling.diagnostics import Diagnostics, diagnose, every_chain_falls
+from devinterp_fast.errors import NumericalError
+from devinterp_fast.sampling import engines, jobs
+from devinterp_fast.sampling.batches import as_data
+from devinterp_fast.sampling.diagnostics import (
+    Diagnostics,
+    apart,
+    diagnose,
+    every_chain_falls,
+    extrapolation,
+    lost_at,
+    step_biases,
+)
 from devinterp_fast.sampling.objective import LossFn, Objective
+from devinterp_fast.sampling.prepare import PerChain, Prepared, prepare
 from devinterp_fast.sampling.run import Settings, Trace
-from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
+from devinterp_fast.sampling.samplers import PRECONDITIONED, SGLD, Sampler
+from devinterp_fast.sampling.torch_engine import undisturbed
 
 Floats = npt.NDArray[np.float64]
-PerChain = float | Sequence[float]
-
-SAMPLERS = ("auto", "sgld")
 
 _DOUBT = 4.0  # standard errors
 _RHAT = 1.05
+_ERROR = 0.05  # of the value, promised where nothing is set
 _BIAS = 0.1  # of the value
 _BIAS_TAKEN_OFF = 0.25  # what is left of it is of second order: its square over the value
 
@@ -100,9 +105,9 @@ def estimate_llc(
     localization: PerChain | str = "auto",
     nbeta: PerChain | None = None,
     n: int | None = None,
-    sampler: str = "auto",
+    sampler: str | Sampler = "auto",
     batch_size: int = 256,
-    batches: str = "independent",
+    batches: str = "auto",
     mask: Tensor | dict[str, Tensor] | None = None,
     backend: str = "auto",
     seed: int = 0,
@@ -148,31 +153,13 @@ def estimate_llc(
         Lau, Furman, Wang, Murfet, Wei (2023), The local learning coefficient, arXiv 2308.12108.
     """
     began = time.perf_counter()
-    samples = as_data(data)
-    where = _flat.layout(model)
-    moves = None if mask is None else _flat.flat_mask(mask, where)
-    _choice("sampler", sampler, SAMPLERS)
-    _choice("backend", backend, engines.BACKENDS)
-    settings = _settings(
-        samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
-        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr,
+    prepared = prepare(
+        model, loss_fn, data, chains=chains, draws=draws, burn_in=burn_in, thin=thin, lr=lr,
+        localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
+        mask=mask, backend=backend, seed=seed,
     )  # fmt: skip
-    center = _flat.flatten(model, where)
-    with undisturbed(where.dim, settings.batch_size):
-        objective = Objective(loss_fn, model, samples)
-        baseline = objective.per_sample(model, samples)
-        _check_baseline(baseline)
-        if isinstance(lr, str):
-            found = defaults.step_size(
-                private_copy(model), objective, samples, where, center, moves,
-                nbeta=float(settings.nbeta.max()), localization=float(settings.localization.max()), seed=seed,
-            )  # fmt: skip
-            settings.lr[:] = found
-        choice = engines.choose(backend, model, objective, samples)
-    engine = engines.make(choice, model, objective, samples, where, center, baseline, moves, settings)
-    with ProgressBar("LLC", settings.steps * settings.chains, show=progress) as bar:
-        trace = engine.run(bar.update)
-    return _result(trace, settings, engine.name, choice.reason, isinstance(lr, str), time.perf_counter() - began)
+    trace, engine = jobs.run([prepared], "LLC", progress=progress)[0]
+    return _result(trace, prepared, engine, time.perf_counter() - began)
 
 
 def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
@@ -194,114 +181,34 @@ def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
         return engines.choose("auto", model, Objective(loss_fn, model, samples), samples)
 
 
-def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
-
-
-def _count(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return int(value)
-
-
-def _seed(seed: object) -> int:
-    number = _count("seed", seed, 0)
-    if number >= 2**64:
-        raise ValueError(f"seed: expected an integer below 2^64, got {seed!r}")
-    return number
-
-
-def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -> Floats:
-    try:
-        out = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (chains,)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected a number or {chains} numbers, got {value!r}") from error
-    if not np.isfinite(out).all() or (out < 0).any() or (not zero and (out == 0).any()):
-        least = "at least 0" if zero else "above 0"
-        raise ValueError(f"{name}: expected finite numbers {least}, got {value!r}")
-    return out
-
-
-def _settings(
-    samples: int,
-    *,
-    chains: int,
-    draws: int | str,
-    burn_in: int | str,
-    thin: int,
-    lr: PerChain | str,
-    localization: PerChain | str,
-    nbeta: PerChain | None,
-    n: int | None,
-    batch_size: int,
-    batches: str,
-    seed: int,
-) -> Settings:
-    """Checks the settings of a run and fills in the defaults; ``lr="auto"`` is left at 1 for the caller to set."""
-    chains, thin = _count("chains", chains, 1), _count("thin", thin, 1)
-    for name, value in (("draws", draws), ("burn_in", burn_in), ("lr", lr), ("localization", localization)):
-        if isinstance(value, str):
-            _choice(name, value, ("auto",))
-    draws = defaults.DRAWS if isinstance(draws, str) else _count("draws", draws, 1)
-    burn_in = draws // 2 if isinstance(burn_in, str) else _count("burn_in", burn_in, 0)
-    if nbeta is not None and n is not None:
-        raise ValueError("nbeta: expected nbeta or n, got both")
-    if nbeta is None:
-        n = samples if n is None else _count("n", n, 2)
-        if n < 2:
-            raise ValueError("n: expected at least 2 training samples for nbeta = n / ln n, got 1: pass n or nbeta")
-        nbeta = n / math.log(n)
-    return Settings(
-        chains=chains,
-        draws=draws,
-        burn_in=burn_in,
-        thin=thin,
-        lr=_per_chain("lr", 1.0 if isinstance(lr, str) else lr, chains),
-        localization=_per_chain(
-            "localization",
-            defaults.LOCALIZATION if isinstance(localization, str) else localization,
-            chains,
-            zero=True,
-        ),
-        nbeta=_per_chain("nbeta", nbeta, chains),
-        batches=batches,
-        batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
-        seed=_seed(seed),
-    )
-
-
-def _check_baseline(baseline: Tensor) -> None:
-    bad = torch.nonzero(~torch.isfinite(baseline))
-    if len(bad):
-        raise LossError(
-            f"loss_fn: expected finite losses at the model's weights, got {baseline[bad[0, 0]]:g} "
-            f"on sample {int(bad[0, 0])} ({len(bad)} of {len(baseline)} samples)"
-        )
-
-
-def _result(trace: Trace, settings: Settings, engine: str, reason: str, unbias: bool, seconds: float) -> LLC:
-    healthy = trace.diverged < 0
-    diverged = {int(c): int(trace.diverged[c]) for c in np.flatnonzero(~healthy)}
+def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LLC:
+    settings, unbias, reason = prepared.settings, prepared.auto_lr, prepared.choice.reason
+    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
+    moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
+    lost = lost_at(trace, settings, scaled, moving)
+    healthy = lost < 0
+    diverged = {int(c): int(lost[c]) for c in np.flatnonzero(~healthy)}
     if not healthy.any():
         chain, step = next(iter(diverged.items()))
         raise NumericalError(
             f"lr: expected a step size at which chains stay finite, got {settings.lr[chain]:.3g}: "
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
-    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
-    biases = settings.lr / 8 * trace.energy
-    per_chain = np.where(healthy, scaled.mean(1) - (biases if unbias else 0.0), np.nan)
-    doubt = diagnose(scaled[healthy])
-    value = float(per_chain[healthy].mean())
-    step_bias = float(biases[healthy].mean())
+    biases = step_biases(trace, settings, scaled)
+    taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
+    per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
+    weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
+    doubt = diagnose(apart(scaled[healthy], settings, healthy), share=float((weights**2).sum() * len(weights)))
+    value = float(weights @ per_chain[healthy])
     plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
+    extrapolated = np.ptp(weights) > 0
+    step_bias = plain - value if extrapolated else float(biases[healthy].mean())
     verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
     dims = ("chain", "draw")
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
         "nbeta": settings.nbeta.tolist(), "burn_in": settings.burn_in, "thin": settings.thin,
-        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": "sgld",
+        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
         {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
@@ -351,6 +258,9 @@ def _doubts(
         warnings.append(f"chain {chain} diverged at step {step} and is left out; lower lr ({settings.lr[chain]:.3g})")
     if math.isnan(doubt.mcse):
         warnings.append(f"no standard error: it takes at least 4 draws, got {settings.draws}")
+    elif settings.start is not None and doubt.mcse > _ERROR * abs(value) and not escaped:
+        share = 100 * doubt.mcse / abs(value) if value else math.inf
+        warnings.append(f"the standard error is {share:.0f} % of the value; take more draws or chains")
     if doubt.rhat > _RHAT:
         warnings.append(f"the chains disagree (R-hat {doubt.rhat:.2f}); take more draws or a longer burn_in")
     if abs(doubt.drift) > _DOUBT and not escaped:

@@ -20,7 +20,7 @@ from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling import native
 from devinterp_fast.sampling.batches import Batches, Data
 from devinterp_fast.sampling.objective import Objective
-from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.run import See, Settings, Trace
 from devinterp_fast.sampling.torch_engine import TorchEngine, private_copy
 
 BACKENDS = ("auto", "native", "torch")
@@ -34,8 +34,16 @@ class Engine(Protocol):
         """As results quote it."""
         ...
 
-    def run(self, progress: Callable[[int, str], None]) -> Trace:
-        """Runs every chain to its end; ``progress`` hears (updates done, a note) now and then."""
+    def run(
+        self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Trace:
+        """Runs every chain to its end, or until ``stop()``; draws not reached by then are NaN.
+
+        Args:
+            progress: hears (updates done, a note) now and then.
+            see: is shown each draw; numbers are the same with and without it.
+            stop: whether to end early.
+        """
         ...
 
 
@@ -108,23 +116,32 @@ class NativeEngine:
         """The engine, as results quote it."""
         return f"native/{_cpu.isa()}"
 
-    def run(self, progress: Callable[[int, str], None]) -> Trace:
-        """Runs every chain to its end; the result does not depend on ``torch.get_num_threads()``, which it uses."""
+    def run(
+        self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Trace:
+        """As ``Engine.run``; the result does not depend on ``torch.get_num_threads()``, which it uses."""
         s = self.settings
         run = native.NativeRun(
             self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
             nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
             batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
+            sampler=s.sampler, anchor=self._anchor(), start=s.start,
         )  # fmt: skip
 
         def report(step: int, steps: int) -> None:
             seen = ~np.isnan(run.loss[0])
             gain = (run.loss[0] - run.baseline[0])[seen]
-            progress(step * s.chains, f"LLC {s.nbeta[0] * gain.mean():.3g}" if len(gain) else "")
+            progress((step - s.first_step) * s.chains, f"LLC {s.nbeta[0] * gain.mean():.3g}" if len(gain) else "")
 
-        run.finish(report)
-        energy = np.nan_to_num(run.energy).sum(1) / np.maximum((~np.isnan(run.energy)).sum(1), 1)
-        return Trace(run.loss, run.baseline, energy, run.diverged)
+        def show(k: int, w: Tensor) -> None:
+            if see is not None:
+                see(k, slice(0, s.chains), w, run.loss[:, k], run.baseline[:, k])
+
+        run.finish(report, see=show if see else None, stop=stop)
+        return Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, run.state)
+
+    def _anchor(self) -> Tensor | None:
+        return self.program.gradient(self.center)[1] if self.settings.sampler.control_variate else None
 
 
 def make(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from devinterp_fast import _cpu
 from devinterp_fast._program import Curvature, Description, Unsupported, describe
+from devinterp_fast.sampling.run import State
+from devinterp_fast.sampling.samplers import Sampler
 
 Batches = Literal["independent", "shared", "epoch", "full"]
 MODES: tuple[Batches, ...] = ("independent", "shared", "epoch", "full")
@@ -105,6 +107,30 @@ class Program:
             parts[1] = parts[0]  # the engine need not gather it twice
         return (*(p.data_ptr() for p in parts), *(p.stride(0) for p in parts), self.n), parts
 
+    def chain_losses(self, w: Tensor, data: Any, *, threads: int, gradient: bool = False) -> tuple[Tensor, Tensor]:
+        """Per-sample losses of many chains, and the gradient of each chain's mean of them.
+
+        Args:
+            w: where the chains are.
+            data: the first part of ``data(torch.float32)``, whose second part lives on meanwhile.
+            threads: over chains and blocks of samples; they do not show in the result.
+            gradient: whether it is wanted; (chains, 0) if not.
+
+        Shape:
+            w: float32 (chains, dim) -> float64 (chains, n), float32 (chains, dim).
+        """
+        rows, n = w.detach().to(torch.float32).contiguous(), int(data[-1])
+        frozen = self.description.frozen.to(torch.float32).contiguous()
+        index = torch.arange(n, dtype=torch.int32)
+        losses = torch.empty(len(rows), n, dtype=torch.float64)
+        g = torch.empty(len(rows), self.dim if gradient else 0)
+        self.native.chain_losses(
+            data=data, w=rows.data_ptr(), w_ld=self.dim, chains=len(rows), frozen=frozen.data_ptr(),
+            index=index.data_ptr(), count=n, losses=losses.data_ptr(), g=g.data_ptr() if gradient else 0,
+            g_ld=self.dim, threads=threads,
+        )  # fmt: skip
+        return losses, g
+
     def losses(self, w: Tensor, index: Tensor | None = None) -> Tensor:
         """Per-sample losses at ``w`` (dim), float32 or float64: float64 (samples,)."""
         return self._pass(w, index, False)[0]
@@ -167,12 +193,13 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
         raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
     description = describe(model, loss_fn, x, y)
     program = Program(description, description.native(), x.shape[0], x, y)
-    _check_integers(program)
+    check_integers(program)
     _check_autograd(program, model, loss_fn)
     return program
 
 
-def _check_integers(program: Program) -> None:
+def check_integers(program: Program) -> None:
+    """Raises ``Unsupported`` where a token or class of the data has no row or column of its own."""
     d = program.description
     if d.tokens:
         tokens = d.tokens.rows(program.x, program.y, torch.int64)
@@ -231,7 +258,9 @@ class NativeRun:
         loss, baseline, energy: float64 (chains, draws); NaN where nothing is recorded yet.
         diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
 
-    To continue a run elsewhere, pass its ``w``, ``step`` and ``diverged``: the numbers are the same bits.
+        gauge: float64 (chains, draws), see ``Trace``.
+
+    To continue a run, pass its ``state`` as ``start``: the numbers are the same bits.
 
     Memory: 4 dim bytes a chain and 24 a draw; a thread needs four vectors of dim floats and the scratch of one block
     of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample alone takes more, and a
@@ -256,11 +285,14 @@ class NativeRun:
         batch_size: int = 256,
         threads: int = 1,
         baseline: np.ndarray[Any, Any] | Tensor | None = None,
-        w: Tensor | None = None,
-        step: int = 0,
-        diverged: np.ndarray[Any, Any] | None = None,
+        sampler: Sampler | None = None,
+        anchor: Tensor | None = None,
+        start: State | None = None,
     ) -> None:
-        """Chains start at ``center`` (dim) or (chains, dim), or at the ``w`` of an earlier run."""
+        """Chains start at ``center`` (dim) or (chains, dim), or at the ``start`` that an earlier run left.
+
+        ``anchor`` (dim) is the full gradient at the center, for a sampler with control variates.
+        """
         self.program = program
         self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
         self.chains, self.draws, self.burn_in, self.thin = len(self.lr), draws, burn_in, thin
@@ -269,11 +301,19 @@ class NativeRun:
         self.center = center.detach().to(torch.float32).contiguous()
         self.mask = None if mask is None else (mask.detach().reshape(-1) != 0).to(torch.uint8)
         self.start = None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
-        start = self.center.expand(self.chains, -1) if w is None else w.detach().to(torch.float32)
-        self.w, self.step = start.clone(memory_format=torch.contiguous_format), step
+        self.sampler = Sampler() if sampler is None else sampler
+        if start is None:
+            start = State.at(self.center, self.chains, self.sampler)
+        self.begun = self.step = start.step
+        self.w, self.first, self.second = (
+            x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+            for x in (start.w, start.first, start.second)
+        )
+        self.thermostat, self.diverged = start.thermostat.copy(), start.diverged.astype(np.int64)
+        self._friction = np.full(self.chains, self.sampler.friction)
+        self.anchor = None if anchor is None else anchor.detach().to(torch.float32).contiguous()
         self._check()
-        self.loss, self.baseline, self.energy = (np.full((self.chains, draws), np.nan) for _ in range(3))
-        self.diverged = np.full(self.chains, -1, dtype=np.int64) if diverged is None else diverged.astype(np.int64)
+        self.loss, self.baseline, self.energy, self.gauge = (np.full((self.chains, draws), np.nan) for _ in range(4))
         self._frozen = program.description.frozen.to(torch.float32).contiguous()
         self._data, self._alive = program.data(torch.float32)
 
@@ -283,6 +323,13 @@ class NativeRun:
             raise ValueError(f"center: expected ({dim},) or ({self.chains}, {dim}), got {tuple(self.center.shape)}")
         if self.w.shape != (self.chains, dim):
             raise ValueError(f"w: expected ({self.chains}, {dim}), got {tuple(self.w.shape)}")
+        for name, has in zip(("first", "second"), self.sampler.rows, strict=True):
+            if getattr(self, name).shape != (self.chains, dim if has else 0):
+                raise ValueError(f"start: expected {name} ({self.chains}, {dim if has else 0}), got another sampler's")
+        if self.sampler.corrected and MODES[self.mode] != "full":
+            raise ValueError(f"batches: expected 'full' for {self.sampler.name!r}, got {MODES[self.mode]!r}")
+        if (self.anchor is not None) != self.sampler.control_variate:
+            raise ValueError("anchor: expected one exactly for a sampler with control variates")
         if self.mask is not None and self.mask.numel() != dim:
             raise ValueError(f"mask: expected {dim} elements, got {self.mask.numel()}")
         for name in ("localization", "nbeta"):
@@ -296,8 +343,8 @@ class NativeRun:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
-        return self.burn_in + (self.draws - 1) * self.thin + 1
+        """Steps of the chains at the end of this run."""
+        return self.begun + self.burn_in + (self.draws - 1) * self.thin + 1
 
     def advance(self, steps: int) -> None:
         """Takes ``steps`` more steps, or as many as the run has left; the GIL is free meanwhile."""
@@ -312,7 +359,7 @@ class NativeRun:
             seed=self.seed,
             mode=self.mode,
             batch_size=self.batch_size,
-            burn_in=self.burn_in,
+            burn_in=self.begun + self.burn_in,
             thin=self.thin,
             lr=self.lr.ctypes.data,
             localization=self.localization.ctypes.data,
@@ -329,17 +376,58 @@ class NativeRun:
             trace_loss=self.loss.ctypes.data,
             trace_baseline=self.baseline.ctypes.data,
             trace_energy=self.energy.ctypes.data,
+            trace_gauge=self.gauge.ctypes.data,
             trace_ld=self.draws,
             diverged=self.diverged.ctypes.data,
+            sampler=self._sampler(),
             threads=self.threads,
         )
         self.step += steps
 
-    def finish(self, progress: Callable[[int, int], None] | None = None) -> NativeRun:
-        """Runs to the end; every tenth of a second or so Ctrl-C is heard and ``progress(step, steps)`` called."""
-        work = max(1, self.program.description.multiply_adds) * self.batch_size * self.chains
-        while self.step < self.steps:
-            self.advance(max(1, int(_CALL / work)))
+    def _sampler(self) -> tuple[Any, ...]:
+        """As SamplerSettings (csrc/cpu/samplers.hpp)."""
+        s = self.sampler
+        return (
+            s.kind, s.trajectory, s.momentum_decay, s.beta2, s.epsilon,
+            2**62 if s.adapt else self.begun + self.burn_in, s.thermostat_inertia, s.box,
+            self._friction.ctypes.data, self.thermostat.ctypes.data,
+            self.first.data_ptr() if self.first.numel() else 0, self.second.data_ptr() if self.second.numel() else 0,
+            self.program.dim, 0 if self.anchor is None else self.anchor.data_ptr(),
+        )  # fmt: skip
+
+    @property
+    def state(self) -> State:
+        """Where the chains are: what a later run takes as ``start``."""
+        copies = (x.clone() for x in (self.w, self.first, self.second))
+        return State(self.step, *copies, self.thermostat.copy(), self.diverged.copy())
+
+    def finish(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        see: Callable[[int, Tensor], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> NativeRun:
+        """Runs to the end, or until ``stop()``, which every tenth of a second or so is asked and progress told.
+
+        Args:
+            progress: called as ``progress(step, steps)``.
+            see: called as ``see(k, w)`` once draw k is recorded, w (chains, dim) being where its losses were taken;
+                the memory of w is used again. Numbers are the same with and without it.
+            stop: whether to end early.
+        """
+        work = max(1, self.program.description.multiply_adds) * self.batch_size * self.sampler.trajectory
+        call = max(1, int(_CALL / (work * self.chains)))
+        w = torch.empty_like(self.w) if see else self.w
+        while self.step < self.steps and not stop():
+            left = self.begun + self.burn_in - self.step
+            ahead = left if left > 0 else left % self.thin
+            if see is None or ahead:
+                self.advance(min(call, ahead) if see else call)
+            else:
+                w.copy_(self.w)
+                self.advance(1)
+                see((self.step - 1 - self.begun - self.burn_in) // self.thin, w)
             if progress:
                 progress(self.step, self.steps)
         return self

@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from devinterp_fast.sampling.samplers import Sampler
 
 Floats = npt.NDArray[np.float64]
+See = Callable[[int, slice, Tensor, Floats, Floats], None]
+"""see(k, chains, w, loss, baseline): draw k of some chains is recorded; w (count, dim) is where its losses were taken,
+valid during the call alone; loss, baseline (count,)."""
+
+
+@dataclass
+class State:
+    """Where chains are: all that a run needs to go on.
+
+    Shape:
+        w, first, second: (chains, dim), rows 0 where the sampler has none (momenta, or means of g and g^2);
+        thermostat: (chains), the friction of each; diverged: (chains), as in ``Trace``.
+    """
+
+    step: int
+    w: Tensor
+    first: Tensor
+    second: Tensor
+    thermostat: Floats
+    diverged: npt.NDArray[np.int64]
+
+    @staticmethod
+    def at(center: Tensor, chains: int, sampler: Sampler) -> State:
+        """The beginning of a run: every chain at its center, at rest."""
+        dim = center.shape[-1]
+        first, second = (torch.zeros(chains, dim if has else 0, dtype=center.dtype) for has in sampler.rows)
+        w = center.expand(chains, dim).clone(memory_format=torch.contiguous_format)
+        return State(0, w, first, second, np.full(chains, sampler.friction), np.full(chains, -1, dtype=np.int64))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run needs to know; ``lr``, ``localization`` and ``nbeta`` hold one number for each chain."""
+    """What a run needs to know; ``lr``, ``localization`` and ``nbeta`` hold one number for each chain.
+
+    ``start`` is where an earlier run left the chains: its steps count on, so that no noise is drawn twice.
+    """
 
     chains: int
     draws: int
@@ -24,15 +60,22 @@ class Settings:
     batches: str
     batch_size: int
     seed: int
+    sampler: Sampler = field(default_factory=Sampler)
+    start: State | None = None
 
     @property
     def steps(self) -> int:
         """Updates of one chain."""
         return self.burn_in + (self.draws - 1) * self.thin + 1
 
+    @property
+    def first_step(self) -> int:
+        """Steps taken before this run."""
+        return 0 if self.start is None else self.start.step
+
     def draw_at(self, step: int) -> int | None:
-        """Which draw a step records, before its update."""
-        since = step - self.burn_in
+        """Which draw a step records, before its update; steps are counted from the chains' beginning."""
+        since = step - self.first_step - self.burn_in
         return since // self.thin if since >= 0 and since % self.thin == 0 else None
 
 
@@ -41,12 +84,26 @@ class Trace:
     """What the chains left behind.
 
     Shape:
-        loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains), the mean
-        of d . (nbeta g) over the steps after burn-in; diverged: (chains), the first step whose loss was not finite,
-        or -1.
+        loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains, draws),
+        d . (nbeta g) of the step (weighted with its metric); gauge: (chains, draws), what tells whether the step is
+        right: of SGLD d . d (so weighted), with momentum the mean p^2, of HMC the probability of acceptance; diverged:
+        (chains), the first step whose loss was not finite, or -1. Draws not reached by an interrupted run are NaN.
     """
 
     loss: Floats
     baseline: Floats
     energy: Floats
+    gauge: Floats
     diverged: npt.NDArray[np.int64]
+    state: State | None = None
+    interrupted: bool = False
+
+    def recorded(self) -> tuple[npt.NDArray[np.int64], int]:
+        """The chains and the number of draws to keep: all of them, unless the run was interrupted.
+
+        Then it is the most draws in all that some chains have in common; a diverged chain counts as finished.
+        """
+        draws = self.loss.shape[1]
+        reached = np.where(self.diverged >= 0, draws, np.isfinite(self.loss).sum(1))
+        options = [(np.flatnonzero(reached >= d), int(d)) for d in np.unique(reached) if d > 0]
+        return max(options, key=lambda option: len(option[0]) * option[1], default=(np.arange(0), 0))

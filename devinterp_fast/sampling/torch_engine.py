@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from devinterp_fast import _cpu, _native, _reference
+from devinterp_fast import _cpu
 from devinterp_fast._flat import Layout
 from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, draw
 from devinterp_fast.sampling.objective import MeanLoss, Objective
-from devinterp_fast.sampling.run import Floats, Settings, Trace
+from devinterp_fast.sampling.moves import Gradients, Mover, flat
+from devinterp_fast.sampling.run import Floats, See, Settings, State, Trace
 
 VMAP_LIMIT = 2**16
 """Below this many parameters x samples a step is all Python: chains go together. Measured: benchmarks/bench_llc.py."""
@@ -92,39 +93,39 @@ class TorchEngine:
         self.center, self.baseline, self.mask, self.settings = center, baseline.numpy(), mask, settings
         self.together = where.dim * settings.batch_size <= VMAP_LIMIT
         self.fused = where.dtype == torch.float32
-        self.per_chain = tuple(
-            torch.from_numpy(np.ascontiguousarray(x)) for x in (settings.lr, settings.localization, settings.nbeta)
-        )
 
     @property
     def name(self) -> str:
         """The engine, as results quote it."""
         return f"torch/{_cpu.isa()}" if self.fused else "torch/reference"
 
-    def run(self, progress: Callable[[int, str], None]) -> Trace:
-        """Runs every chain to its end.
+    def run(
+        self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
+    ) -> Trace:
+        """Runs every chain to its end, or until ``stop()``; draws not reached by then are NaN.
 
         Args:
             progress: called with (updates done, a note with the estimate so far) now and then.
+            see: is shown each draw; numbers are the same with and without it.
+            stop: whether to end early, asked at every step.
         """
         s = self.settings
         with undisturbed(self.where.dim, s.batch_size):
-            trace = Trace(
-                loss=np.full((s.chains, s.draws), np.nan),
-                baseline=np.full((s.chains, s.draws), np.nan),
-                energy=np.zeros(s.chains),
-                diverged=np.full(s.chains, -1),
-            )
-            # One chain at a time needs the memory of one, however many run.
+            state = State.at(self.center, s.chains, s.sampler) if s.start is None else copy.deepcopy(s.start)
+            blank = (np.full((s.chains, s.draws), np.nan) for _ in range(4))
+            trace = Trace(*blank, diverged=state.diverged, state=state)
+            # One chain at a time needs the memory of one while no run goes on from where it ends.
             row = self.where.block(1).copy_(self.center)
             if self.together and self._vmap_knows(row):
-                rows = self.where.block(s.chains).copy_(self.center)
-                self._walk(trace, 0, rows, self._gradients_together(rows), progress)
+                rows = self.where.block(s.chains).copy_(state.w)
+                self._walk(trace, 0, rows, self._gradients_together(rows), progress, see, stop)
+                state.w.copy_(rows)
             else:
                 for c in range(s.chains):
-                    row.copy_(self.center)
-                    self._walk(trace, c, row, self._gradients_alone(row[0]), progress)
-        trace.energy /= max(s.steps - s.burn_in, 1)
+                    row.copy_(state.w[c])
+                    self._walk(trace, c, row, self._gradients_alone(row[0]), progress, see, stop)
+                    state.w[c] = row[0]
+            state.step += s.steps
         return trace
 
     def _vmap_knows(self, row: Tensor) -> bool:
@@ -141,18 +142,23 @@ class TorchEngine:
         trace: Trace,
         low: int,
         rows: Tensor,
-        gradients: Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]],
+        gradients: Gradients,
         progress: Callable[[int, str], None],
+        see: See | None,
+        stop: Callable[[], bool],
     ) -> None:
         """Takes the chains that start with number ``low``, whose vectors are ``rows``, to their end."""
         s, count = self.settings, len(rows)
         high = low + count
-        lr, localization, nbeta = (x[low:high].contiguous() for x in self.per_chain)
-        energy = torch.zeros(count, dtype=torch.float64)
-        threads = torch.get_num_threads()
-        for step in range(s.steps):
+        move = Mover(
+            rows, self.center, self.mask, s, trace.state, low, gradients,
+            self._anchor(rows, gradients) if s.sampler.control_variate else None,
+        )  # fmt: skip
+        for step in range(s.first_step, s.first_step + s.steps):
+            if stop() or (trace.diverged[low:high] >= 0).all():
+                return
             index = draw(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed, step=step)
-            losses, grads = gradients(index)
+            losses, grads = move.gradients(index)
             values = losses.numpy()
             finite = np.isfinite(values)
             if not finite.all():
@@ -164,20 +170,39 @@ class TorchEngine:
             if at is not None:
                 trace.loss[low:high, at] = values
                 trace.baseline[low:high, at] = self._baseline(index, count)
+                if see is not None:
+                    see(at, slice(low, high), rows, values, trace.baseline[low:high, at])
                 if at % 16 == 0:
                     gain = trace.loss[low, : at + 1] - trace.baseline[low, : at + 1]
-                    progress(low * s.steps + (step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")
-            self._update(rows, grads, (lr, localization, nbeta), low, step, energy, threads)
-            if step >= s.burn_in:
-                trace.energy[low:high] += energy.numpy()
+                    progress(low * s.steps + (step - s.first_step + 1) * count, f"LLC {s.nbeta[low] * gain.mean():.3g}")
+            energy, gauge = move.step(losses, grads, step)
+            if at is not None:
+                trace.energy[low:high, at], trace.gauge[low:high, at] = energy, gauge
         progress(high * s.steps, "")
+
+    def _anchor(self, rows: Tensor, gradients: Gradients) -> tuple[Tensor, Gradients]:
+        """The full gradient at the center, and the function that gives a batch's there, for control variates."""
+        center = self.where.block(1).copy_(self.center)
+        model = private_copy(self.model)
+        at_center = TorchEngine(
+            model, self.objective, self.data, self.where, self.center, torch.from_numpy(self.baseline), None,
+            self.settings,
+        )._gradients_alone(center[0])  # fmt: skip
+
+        def each(index: Tensor | slice) -> tuple[Tensor, list[Tensor]]:
+            if isinstance(index, slice) or index.shape[0] == 1:
+                return at_center(index)
+            parts = [at_center(row[None]) for row in index]
+            return torch.cat([loss for loss, _ in parts]), [torch.cat([flat(g, 1) for _, g in parts])]
+
+        return flat(at_center(slice(None))[1], 1), each
 
     def _baseline(self, index: Tensor | slice, count: int) -> Floats:
         if isinstance(index, slice):
             return np.full(count, self.baseline.mean())
         return np.broadcast_to(self.baseline[index.numpy()].mean(1), (count,))
 
-    def _gradients_alone(self, row: Tensor) -> Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]]:
+    def _gradients_alone(self, row: Tensor) -> Gradients:
         """One chain: the copy's parameters are views of its row, so the update moves the model itself."""
         own = dict(self.model.named_parameters())
         parameters = [own[name] for name in self.where.names]
@@ -192,7 +217,7 @@ class TorchEngine:
 
         return gradients
 
-    def _gradients_together(self, rows: Tensor) -> Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]]:
+    def _gradients_together(self, rows: Tensor) -> Gradients:
         """All chains: parameters stacked along a first dimension that vmap removes."""
         module = MeanLoss(self.objective, self.model)
         names = [f"model.{name}" for name in self.where.names]
@@ -214,28 +239,3 @@ class TorchEngine:
             return values.detach().double(), [grads[name].contiguous() for name in names]
 
         return gradients
-
-    def _update(
-        self,
-        rows: Tensor,
-        grads: list[Tensor],
-        settings: tuple[Tensor, Tensor, Tensor],
-        first_chain: int,
-        step: int,
-        energy: Tensor,
-        threads: int,
-    ) -> None:
-        seed = self.settings.seed
-        if self.fused:
-            _native.sgld_step_(
-                rows, grads, self.center, *settings, seed=seed, step=step, first_chain=first_chain,
-                mask=self.mask, energy=energy, threads=threads,
-            )  # fmt: skip
-            return
-        flat = torch.cat([g.reshape(len(rows), -1) for g in grads], 1)
-        xi = torch.stack(
-            [_reference.normals(first_chain + c, self.where.dim, seed=seed, step=step) for c in range(len(rows))]
-        )
-        moved, drift = _reference.sgld_step(rows, flat, self.center, *settings, xi.to(rows.dtype), mask=self.mask)
-        rows.copy_(moved)
-        energy.copy_(drift)

@@ -120,7 +120,7 @@ void same_step_everywhere() {
       std::vector<float> w = start;
       double energy[chains];
       dif::sgld_step({w.data(), ld, center.data(), 0, mask.data(), 0, chains}, tensors, 2,
-                     {lr, localization, nbeta, 42, 7, 0, true}, energy, threads);
+                     {lr, localization, nbeta, 42, 7, 0, true}, energy, nullptr, threads);
       if (want.empty()) {
         want = w;
         std::memcpy(wanted, energy, sizeof energy);

@@ -192,7 +192,7 @@ void check_gradients(const Case& c, int64_t count) {
 
 struct Result {
   std::vector<float> w;
-  std::vector<double> loss, baseline, energy;
+  std::vector<double> loss, baseline, energy, gauge;
   std::vector<int64_t> diverged;
 };
 
@@ -206,7 +206,7 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
   std::vector<uint8_t> mask(static_cast<size_t>(c.dim), 1);
   mask[1] = 0;
   Result r{{}, std::vector<double>(count * draws, -1), {}, {}, std::vector<int64_t>(count, -1)};
-  r.baseline = r.energy = r.loss;
+  r.baseline = r.energy = r.gauge = r.loss;
   for (size_t i = 0; i < count; ++i) r.w.insert(r.w.end(), center.begin(), center.end());
   const dif::RunSettings settings{chains,
                                   0,
@@ -222,8 +222,9 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
                                   0,
                                   mask.data(),
                                   nullptr,
-                                  baseline.data()};
-  const dif::Trace trace{r.loss.data(), r.baseline.data(), r.energy.data(), draws};
+                                  baseline.data(),
+                                  {}};
+  const dif::Trace trace{r.loss.data(), r.baseline.data(), r.energy.data(), r.gauge.data(), draws};
   for (int64_t t = 0; t < steps; t += cut) {
     dif::run_chains(*c.program, rows.data, settings, r.w.data(), c.dim, t, t + cut < steps ? cut : steps - t, trace,
                     r.diverged.data(), threads);

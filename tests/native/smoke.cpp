@@ -44,7 +44,7 @@ std::vector<float> walk(int64_t size, int threads, std::vector<double>& energy) 
   energy.assign(static_cast<size_t>(chains), 0.0);
   for (uint32_t step = 0; step < 2; ++step) {
     dif::sgld_step({w.data(), dim, center.data(), 0, mask.data(), 0, chains}, tensors, 2,
-                   {lr.data(), localization.data(), nbeta.data(), 11, step, 0, true}, energy.data(), threads);
+                   {lr.data(), localization.data(), nbeta.data(), 11, step, 0, true}, energy.data(), nullptr, threads);
   }
   return w;
 }

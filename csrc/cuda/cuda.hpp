@@ -1,0 +1,139 @@
+// What the CUDA backend offers: launchers. Each takes device addresses, sizes and a stream (a cudaStream_t), starts its
+// kernels on that stream of the current device, and returns null or the text of what went wrong. None allocates, waits
+// or reads device memory on the host, so all can be captured in a CUDA graph; a step's number and the seed lie in
+// device memory, so a replay draws fresh noise once the caller has advanced them there.
+//
+// A row stride (ld) is in elements; 0 shares one row among the chains. Rows that start at multiples of 16 bytes are
+// read four numbers at a time, others one by one: the same bits.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "core/glr.hpp"
+
+namespace dif::cuda {
+
+// The number of devices; if 0, `reason` (a static text) says why.
+int device_count(const char** reason);
+
+// Makes a device the current one, and puts the former one back.
+struct OnDevice {
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  const char* error = nullptr;
+
+ private:
+  int before_ = -1;
+};
+
+// One tensor of a model, for all chains: g (chains, size; row stride ld), its first number being coordinate `first`.
+struct Gradient {
+  int64_t first, size;
+  const float* g;
+  int64_t ld;
+};
+
+struct Chains {
+  float* w;  // (chains, dim), updated in place
+  int64_t w_ld;
+  const float* center;  // (chains, dim) or (dim)
+  int64_t center_ld;
+  const uint8_t* mask;  // (chains, dim), (dim) or null: zero keeps a coordinate
+  int64_t mask_ld;
+  float *first, *second;  // (chains, dim), what a sampler carries beside w, updated in place; or null
+  int64_t state_ld;
+  int64_t chains;
+};
+
+// Noise addresses: chain c draws as chain first_chain + c.
+struct Clock {
+  const int64_t *seed, *step;  // (1) each
+  uint32_t first_chain;
+};
+
+// The samplers of core/update.hpp. `coefficients` (chains, n) are their structs' floats in order:
+//   sgld            n = 4   nbeta, localization, -lr / 2, sqrt(lr)
+//   langevin        n = 6   nbeta, localization, -h, h / 2, keep, noise;          first: momenta
+//   preconditioned  n = 9   nbeta, localization, -lr / 2, lr, beta1, 1 - beta1, beta2, 1 - beta2, epsilon;
+//                           first, second: running means of g and g^2
+enum class Sampler : int32_t { sgld, langevin, preconditioned };
+constexpr int coefficient_count[] = {4, 6, 9};
+
+// Sums over a chain's moved coordinates: work (chains) <- sum weight d . (nbeta g); gauge (chains) <- sum weight d . d,
+// of langevin sum p . p. Either may be null. partial: doubles, twice `partial_sums`, unless both are null.
+struct Statistics {
+  double *partial, *work, *gauge;
+};
+int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains);
+
+// One step of every chain. The tensors must not overlap. Same bits as the CPU's step.
+const char* sampler_step(Sampler, const Chains&, const Gradient* gradients, int64_t count, const float* coefficients,
+                         const Clock&, bool noise, const Statistics&, void* stream);
+
+// A thermostat's turn between two steps of langevin, for each chain, h = sqrt(lr):
+//   zeta <- zeta + h (gauge / moving - 1) / inertia,  x = max(-1/2, zeta h / 2)
+//   keep = (1 - x) / (1 + x),  noise = sqrt(2 friction h) / (1 + x), written to the chain's coefficients
+// gauge, lr, friction, zeta (chains); moving: coordinates that the mask moves.
+const char* thermostat(const double* gauge, int64_t moving, const double* lr, const double* friction, double inertia,
+                       double* zeta, float* coefficients, int64_t chains, void* stream);
+
+// out (chains, size; row stride ld) <- numbers whose address is (seed; coordinate, first_chain + row, step,
+// stream_number). signs: 1 or -1, the sign being the word's highest bit. words: Philox words, their bits in the floats'
+// place.
+enum class Noise : int32_t { normals, signs, words };
+const char* fill_noise(Noise, float* out, int64_t chains, int64_t size, int64_t ld, uint32_t stream_number,
+                       const Clock&, void* stream);
+
+// Many channels on one grid of candidate times (core/glr.hpp), weights and x shared by all. The host plans (GlrGrid,
+// which no observation enters) and the device follows.
+struct GlrChannels {
+  int64_t channels;
+  float* rows;              // (slots, kinds, channels): S and, but for the mean, Q of each block; kinds 1 for the mean
+  double *totals, *base;    // (2, channels) each: S, T; level and slope that are taken off, NaN at first
+  float *statistic, *peak;  // (channels): after the last step; the largest since the caller cleared it
+};
+
+// A plan of many steps in one piece of memory, `bytes` long, that glr_follow reads on the device.
+std::vector<unsigned char> glr_pack(const std::vector<GlrStep>& steps);
+
+// y (steps, channels; row stride ld). A channel that misses an observation (y not finite) has statistic NaN from there
+// on: its weights are no longer those of the plan. mean, kink and jump+kink only. Same bits as the CPU's detector.
+const char* glr_follow(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps, const float* y,
+                       int64_t ld, void* stream);
+
+// squares (candidates of the plan's last step, channels) <- their statistics, youngest first; 0 where there is none.
+const char* glr_squares(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps,
+                        int64_t candidates, float* squares, void* stream);
+
+// Sums over groups of channels, for each row of squares (rows, channels): members (channels) lists the channels group
+// by group, group g from start[g] to start[g + 1]. largest, total, mixture (rows, groups): max z, sum z and sum log(1 -
+// p + p sqrt(1 - g) exp(g z / 2)) over the m members, p = (m + 1)^(-1/2), g = 0.9.
+struct GlrGroups {
+  int64_t groups;
+  const int64_t *members, *start;
+};
+const char* glr_reduce(const GlrGroups&, const float* squares, int64_t rows, int64_t channels, double* largest,
+                       double* total, double* mixture, void* stream);
+
+// Running moments: w (chains, dim; row stride w_ld), mean and scatter (chains, dim; row stride ld) updated in place.
+struct Moments {
+  const float* w;
+  int64_t w_ld;
+  double *mean, *scatter;
+  int64_t ld, chains, dim;
+};
+// draws (1): how many there are with this one.
+const char* add_draws(const Moments&, const int64_t* draws, void* stream);
+
+// A layer out = W x + b at `positions` places of each sample: x (samples, positions, inputs), d (samples, positions,
+// outputs) the gradient of each sample's loss by out, both dense. bias: whether b counts.
+struct GramLayer {
+  const float *x, *d;
+  int64_t samples, positions, inputs, outputs;
+  bool bias;
+};
+// gram (samples, samples; row stride ld) <- gram + the layer's products of per-sample gradients.
+const char* add_gram(const GramLayer&, double* gram, int64_t ld, void* stream);
+
+}  // namespace dif::cuda

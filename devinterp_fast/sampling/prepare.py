@@ -1,0 +1,249 @@
+"""What every estimator does before its chains run: settings, baseline, choice of engine.
+
+Settings are checked and "auto" filled in, the loss of each sample at the center is computed once, an engine is chosen.
+Nothing of the user's changes: the chains walk on copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from devinterp_fast import _flat
+from devinterp_fast.errors import LossError
+from devinterp_fast.sampling import defaults, engines, warmup
+from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.objective import LossFn, Objective
+from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.samplers import KINDS, Sampler
+from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undisturbed
+
+Floats = npt.NDArray[np.float64]
+PerChain = float | Sequence[float]
+
+SAMPLERS = ("auto", *KINDS)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has not begun.
+
+    Attributes:
+        model: the user's, at the center.
+        objective: the loss.
+        data: all samples.
+        where: layout of the parameters.
+        center: what the chains start from and are localized at.
+        baseline: the loss of each sample at the center.
+        mask: coordinates that move, or None for all.
+        settings: "auto" resolved.
+        auto_lr: whether the step size was left to us.
+        choice: which engine runs, and why.
+
+    Shape:
+        center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
+    """
+
+    model: nn.Module
+    objective: Objective
+    data: Data
+    where: _flat.Layout
+    center: Tensor
+    baseline: Tensor
+    mask: Tensor | None
+    settings: Settings
+    auto_lr: bool
+    choice: engines.Choice
+
+
+def prepare(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: object,
+    *,
+    chains: int = 8,
+    draws: int | str = "auto",
+    burn_in: int | str = "auto",
+    thin: int = 1,
+    lr: PerChain | str = "auto",
+    localization: PerChain | str = "auto",
+    nbeta: PerChain | None = None,
+    n: int | None = None,
+    sampler: str | Sampler = "auto",
+    batch_size: int = 256,
+    batches: str = "auto",
+    mask: Tensor | dict[str, Tensor] | None = None,
+    backend: str = "auto",
+    seed: int = 0,
+) -> Prepared:
+    """Checks everything, fills in what is "auto", and chooses the engine; see ``estimate_llc`` for the arguments.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
+        ValueError: a setting is out of range.
+    """
+    samples = as_data(data)
+    where = _flat.layout(model)
+    moves = None if mask is None else _flat.flat_mask(mask, where)
+    _choice("backend", backend, engines.BACKENDS)
+    chosen = _sampler(sampler)
+    settings = _settings(
+        samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
+        nbeta=nbeta, n=n, batch_size=batch_size, batches=_batches(batches, chosen), seed=seed, lr=lr, sampler=chosen,
+    )  # fmt: skip
+    center = _flat.flatten(model, where)
+    with undisturbed(where.dim, settings.batch_size):
+        objective = Objective(loss_fn, model, samples)
+        baseline = objective.per_sample(model, samples)
+        _check_baseline(baseline)
+        choice = engines.choose(backend, model, objective, samples)
+        curvature = stiff = None
+        if isinstance(lr, str):
+            curvature = defaults.Curvature(private_copy(model), objective, samples, where, moves, seed=settings.seed)
+            nbeta_, pull = float(settings.nbeta.max()), float(settings.localization.max())
+            stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=pull)
+            settings.lr[:] = defaults.STEP / stiff
+    ready = Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
+    if curvature is not None and stiff is not None and draws == burn_in == sampler == batches == "auto":
+        ready = _warmed(ready, curvature, stiff)
+    return ready
+
+
+def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float) -> Prepared:
+    """Lets ``warmup`` choose the sampler, and runs what it needs to."""
+    s, dim = ready.settings, ready.where.dim
+    program = ready.choice.program
+    if program is not None:
+        budget = warmup.Budget(max(program.description.multiply_adds, dim), 0.0, warmup.NATIVE_WORK)
+    else:
+        alone = dim * ready.data.n > VMAP_LIMIT
+        budget = warmup.Budget(3.0 * dim, warmup.CALL * (s.chains if alone else 1), warmup.TORCH_WORK)
+    name, limit = warmup.automatic(s.sampler, budget, ready.data.n, s.batch_size, s.chains)
+    if name == "sgld":
+        return ready
+
+    def run(settings: Settings) -> Trace:
+        engine = engines.make(
+            ready.choice, ready.model, ready.objective, ready.data, ready.where, ready.center, ready.baseline,
+            ready.mask, settings,
+        )  # fmt: skip
+        return engine.run(lambda done, note: None)
+
+    def stiffness_at(w: Tensor) -> float:
+        nbeta, pull = float(s.nbeta.max()), float(s.localization.max())
+        with undisturbed(dim, s.batch_size):
+            return nbeta * curvature.at(w, 0) + pull
+
+    if name == "hmc":
+        full = replace(s, batches="full", batch_size=ready.data.n)
+        return replace(ready, settings=warmup.hmc(run, full, stiff, limit))
+    return replace(ready, settings=warmup.sgnht(run, s, stiff, limit, stiffness_at))
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {value!r}")
+
+
+def _count(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
+
+
+def _seed(seed: object) -> int:
+    number = _count("seed", seed, 0)
+    if number >= 2**64:
+        raise ValueError(f"seed: expected an integer below 2^64, got {seed!r}")
+    return number
+
+
+def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -> Floats:
+    try:
+        out = np.array(np.broadcast_to(np.asarray(value, dtype=np.float64), (chains,)))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected a number or {chains} numbers, got {value!r}") from error
+    if not np.isfinite(out).all() or (out < 0).any() or (not zero and (out == 0).any()):
+        least = "at least 0" if zero else "above 0"
+        raise ValueError(f"{name}: expected finite numbers {least}, got {value!r}")
+    return out
+
+
+def _sampler(sampler: str | Sampler) -> Sampler:
+    if isinstance(sampler, Sampler):
+        return sampler
+    _choice("sampler", sampler, SAMPLERS)
+    return Sampler("sgld" if sampler == "auto" else sampler)
+
+
+def _batches(batches: str, sampler: Sampler) -> str:
+    if batches == "auto":
+        return "full" if sampler.corrected else "independent"
+    if sampler.corrected and batches != "full":
+        raise ValueError(f"batches: expected 'full' for {sampler.name!r}, got {batches!r}")
+    return batches
+
+
+def _settings(
+    samples: int,
+    *,
+    chains: int,
+    draws: int | str,
+    burn_in: int | str,
+    thin: int,
+    lr: PerChain | str,
+    localization: PerChain | str,
+    nbeta: PerChain | None,
+    n: int | None,
+    batch_size: int,
+    batches: str,
+    seed: int,
+    sampler: Sampler,
+) -> Settings:
+    """Checks the settings of a run and fills in the defaults; ``lr="auto"`` is left at 1 for the caller to set."""
+    chains, thin = _count("chains", chains, 1), _count("thin", thin, 1)
+    for name, value in (("draws", draws), ("burn_in", burn_in), ("lr", lr), ("localization", localization)):
+        if isinstance(value, str):
+            _choice(name, value, ("auto",))
+    draws = defaults.DRAWS if isinstance(draws, str) else _count("draws", draws, 1)
+    burn_in = draws // 2 if isinstance(burn_in, str) else _count("burn_in", burn_in, 0)
+    if nbeta is not None and n is not None:
+        raise ValueError("nbeta: expected nbeta or n, got both")
+    if nbeta is None:
+        n = samples if n is None else _count("n", n, 2)
+        if n < 2:
+            raise ValueError("n: expected at least 2 training samples for nbeta = n / ln n, got 1: pass n or nbeta")
+        nbeta = n / math.log(n)
+    return Settings(
+        chains=chains,
+        draws=draws,
+        burn_in=burn_in,
+        thin=thin,
+        lr=_per_chain("lr", 1.0 if isinstance(lr, str) else lr, chains),
+        localization=_per_chain(
+            "localization",
+            defaults.LOCALIZATION if isinstance(localization, str) else localization,
+            chains,
+            zero=True,
+        ),
+        nbeta=_per_chain("nbeta", nbeta, chains),
+        batches=batches,
+        batch_size=check_batches(batches, _count("batch_size", batch_size, 1), samples),
+        seed=_seed(seed),
+        sampler=sampler,
+    )
+
+
+def _check_baseline(baseline: Tensor) -> None:
+    bad = torch.nonzero(~torch.isfinite(baseline))
+    if len(bad):
+        raise LossError(
+            f"loss_fn: expected finite losses at the model's weights, got {baseline[bad[0, 0]]:g} "
+            f"on sample {int(bad[0, 0])} ({len(bad)} of {len(baseline)} samples)"
+        )
