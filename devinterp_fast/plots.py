@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from devinterp_fast.errors import MissingExtraError
+from devinterp_fast.curvature.density import SpectralDensity
+from devinterp_fast.curvature.eigen import Eigen
+from devinterp_fast.errors import MissingExtraError, ShapeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,3 +114,53 @@ def _estimates(ax: Axes, trace: xr.Dataset, name: str, step: Any, value: Any, er
         low, high = float(np.min(inside)), float(np.max(inside))
         room = 0.15 * max(high - low, 1e-9)
         ax.set_ylim(min(low - room, 0.0), high + room)
+
+
+_FLOOR = 0.1  # eigenvalues: shares of the spectrum below a tenth of one are not drawn
+
+
+def density_figure(density: SpectralDensity, *, width: float | None = None) -> Figure:
+    """A spectral density with its confidence band, as numbers of eigenvalues on a logarithmic scale.
+
+    Args:
+        density: of one checkpoint.
+        width: of the smoothing, as in ``SpectralDensity.curve``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ShapeError: it is a stack of checkpoints.
+    """
+    curve = density.curve(width)
+    step = float(curve.x[1] - curve.x[0])
+    figure, (ax,) = _figure(1, 3.2)
+    count, lower, upper = (np.asarray(y) * density.dim * step for y in (curve.density, curve.lower, curve.upper))
+    ax.fill_between(curve.x, np.maximum(lower, _FLOOR * step), upper, color=BAND, linewidth=0)
+    ax.plot(curve.x, count, color=INK, linewidth=1.2)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=_FLOOR * min(1.0, float(count.max())) * step, top=2 * float(upper.max()))
+    ax.set_xlabel("eigenvalue", fontsize=9, color=INK)
+    ax.set_ylabel("eigenvalues per point of the grid", fontsize=9, color=INK)
+    return figure
+
+
+def eigenvalue_figure(steps: Sequence[float], eigen: Eigen) -> Figure:
+    """Eigenvalues over training, one line for each rank, with their error bounds where these can be seen.
+
+    Args:
+        steps: of the checkpoints.
+        eigen: of a stack of as many checkpoints.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ShapeError: the numbers of steps and checkpoints differ.
+    """
+    values, bounds = np.asarray(eigen.values), np.asarray(eigen.bounds)
+    if values.ndim != 2 or len(values) != len(steps):
+        raise ShapeError(f"eigen: expected the eigenvalues of {len(steps)} checkpoints, got shape {values.shape}")
+    figure, (ax,) = _figure(1, 3.2)
+    for i in range(values.shape[1]):
+        ax.fill_between(steps, values[:, i] - bounds[:, i], values[:, i] + bounds[:, i], color=BAND, linewidth=0)
+        ax.plot(steps, values[:, i], color=INK if i == 0 else MUTED, linewidth=1.3 if i == 0 else 0.9)
+    ax.set_xlabel("training step", fontsize=9, color=INK)
+    ax.set_ylabel("eigenvalues", fontsize=9, color=INK)
+    return figure
