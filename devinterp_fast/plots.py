@@ -164,3 +164,29 @@ def eigenvalue_figure(steps: Sequence[float], eigen: Eigen) -> Figure:
     ax.set_xlabel("training step", fontsize=9, color=INK)
     ax.set_ylabel("eigenvalues", fontsize=9, color=INK)
     return figure
+
+
+def escape_figure(steps: Sequence[float], loss: Sequence[float], kappa: Sequence[float]) -> Figure:
+    """A loss above its escape indicator, with the spells in which the indicator is negative.
+
+    Args:
+        steps: of the observations.
+        loss: at each.
+        kappa: at each, as ``escape(...).value``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (above, below) = _figure(2, 4.2)
+    x, value = np.asarray(steps, dtype=float), np.asarray(kappa)
+    negative = np.concatenate([[False], value < 0, [False]])
+    edges = np.flatnonzero(negative[1:] != negative[:-1]).reshape(-1, 2)
+    for ax, y in ((above, np.asarray(loss)), (below, value)):
+        for first, end in edges:
+            ax.axvspan(x[first], x[min(end, len(x) - 1)], color=BAND, alpha=0.45, linewidth=0)
+        ax.plot(x, y, color=INK, linewidth=1.3)
+    below.axhline(0, color=MUTED, linewidth=0.8)
+    above.set_ylabel("loss", fontsize=9, color=INK)
+    below.set_ylabel("kappa", fontsize=9, color=INK)
+    below.set_xlabel("training step", fontsize=9, color=INK)
+    return figure

@@ -308,3 +308,10 @@ def test_figures_of_spectra():
     np.testing.assert_allclose(ax.lines[0].get_ydata(), [1, 2, 3], rtol=1e-3)
     with pytest.raises(ShapeError, match=r"^eigen: expected the eigenvalues of 2 checkpoints"):
         plots.eigenvalue_figure([0, 10], dif.eigsh(stack, 4))
+
+
+def test_the_figure_of_an_escape_marks_the_negative_spells():
+    figure = plots.escape_figure(range(6), [3, 2, 2, 1, 0, 0], [-1.0, -0.5, 0.5, -0.2, -0.1, 0.3])
+    for ax in figure.axes:
+        spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in ax.patches]
+        assert spans == [(0.0, 2.0), (3.0, 5.0)]
