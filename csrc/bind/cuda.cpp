@@ -20,13 +20,162 @@ T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Runs a launcher on a device, without Python's lock.
+template <class Launch>
+const char* on(int device, Launch launch) {
+  const py::gil_scoped_release unlocked;
+  const cuda::OnDevice guard(device);
+  return guard.error ? guard.error : launch();
+}
+
 using Gradients = std::vector<std::tuple<int64_t, int64_t, uintptr_t, int64_t>>;
 
-std::vector<cuda::Gradient> listed(const Gradients& gradients) {
-  std::vector<cuda::Gradient> list;
-  list.reserve(gradients.size());
-  for (const auto& [first, size, address, ld] : gradients) list.push_back({first, size, at<const float>(address), ld});
-  return list;
+void bind_steps(py::module_& m) {
+  m.def(
+      "sampler_step_f32",
+      [](int device, uintptr_t stream, int sampler, uintptr_t w, int64_t w_ld, uintptr_t center, int64_t center_ld,
+         uintptr_t mask, int64_t mask_ld, uintptr_t first, uintptr_t second, int64_t state_ld, int64_t chains,
+         const Gradients& gradients, uintptr_t coefficients, uintptr_t seed, uintptr_t step, uint32_t first_chain,
+         bool noise, uintptr_t partial, uintptr_t work, uintptr_t gauge) {
+        return on(device, [&] {
+          std::vector<cuda::Gradient> list;
+          list.reserve(gradients.size());
+          for (const auto& [from, size, g, ld] : gradients) list.push_back({from, size, at<const float>(g), ld});
+          return cuda::sampler_step(static_cast<cuda::Sampler>(sampler),
+                                    {at<float>(w), w_ld, at<const float>(center), center_ld, at<const uint8_t>(mask),
+                                     mask_ld, at<float>(first), at<float>(second), state_ld, chains},
+                                    list.data(), static_cast<int64_t>(list.size()), at<const float>(coefficients),
+                                    {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, noise,
+                                    {at<double>(partial), at<double>(work), at<double>(gauge)}, at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("sampler"), py::arg("w"), py::arg("w_ld"), py::arg("center"),
+      py::arg("center_ld"), py::arg("mask"), py::arg("mask_ld"), py::arg("first"), py::arg("second"),
+      py::arg("state_ld"), py::arg("chains"), py::arg("gradients"), py::arg("coefficients"), py::arg("seed"),
+      py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("partial"), py::arg("work"), py::arg("gauge"),
+      "One step of `chains` rows; gradients = [(first, size, address, ld), ...].");
+  m.def(
+      "thermostat_f64",
+      [](int device, uintptr_t stream, uintptr_t gauge, int64_t moving, uintptr_t lr, uintptr_t friction,
+         double inertia, uintptr_t zeta, uintptr_t coefficients, int64_t chains) {
+        return on(device, [&] {
+          return cuda::thermostat(at<const double>(gauge), moving, at<const double>(lr), at<const double>(friction),
+                                  inertia, at<double>(zeta), at<float>(coefficients), chains, at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("gauge"), py::arg("moving"), py::arg("lr"), py::arg("friction"),
+      py::arg("inertia"), py::arg("zeta"), py::arg("coefficients"), py::arg("chains"),
+      "Friction of langevin for the next step, of each chain.");
+  m.def(
+      "fill_noise_f32",
+      [](int device, uintptr_t stream, int kind, uintptr_t out, int64_t chains, int64_t size, int64_t ld,
+         uint32_t stream_number, uintptr_t seed, uintptr_t step, uint32_t first_chain) {
+        return on(device, [&] {
+          return cuda::fill_noise(static_cast<cuda::Noise>(kind), at<float>(out), chains, size, ld, stream_number,
+                                  {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("kind"), py::arg("out"), py::arg("chains"), py::arg("size"),
+      py::arg("ld"), py::arg("stream_number"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
+      "out (chains, size) <- 0 normals, 1 signs, 2 words.");
+  m.def(
+      "add_draws_f64",
+      [](int device, uintptr_t stream, uintptr_t w, int64_t w_ld, uintptr_t mean, uintptr_t scatter, int64_t ld,
+         int64_t chains, int64_t dim, uintptr_t draws) {
+        return on(device, [&] {
+          return cuda::add_draws({at<const float>(w), w_ld, at<double>(mean), at<double>(scatter), ld, chains, dim},
+                                 at<const int64_t>(draws), at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("w"), py::arg("w_ld"), py::arg("mean"), py::arg("scatter"),
+      py::arg("ld"), py::arg("chains"), py::arg("dim"), py::arg("draws"), "Running mean and scatter of each chain.");
+}
+
+void bind_curvature(py::module_& m) {
+  m.def(
+      "add_gram_f64",
+      [](int device, uintptr_t stream, uintptr_t x, uintptr_t d, int64_t samples, int64_t positions, int64_t inputs,
+         int64_t outputs, bool bias, uintptr_t gram, int64_t ld) {
+        return on(device, [&] {
+          return cuda::add_gram({at<const float>(x), at<const float>(d), samples, positions, inputs, outputs, bias},
+                                at<double>(gram), ld, at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("d"), py::arg("samples"), py::arg("positions"),
+      py::arg("inputs"), py::arg("outputs"), py::arg("bias"), py::arg("gram"), py::arg("ld"),
+      "gram (samples, samples) += products of one layer's per-sample gradients.");
+}
+
+// The host's half of the detector: which candidates each step adds, merges and looks at.
+class Planner {
+ public:
+  Planner(int model, int per_octave, int side) : grid_(static_cast<dif::GlrModel>(model), per_octave, side) {}
+  py::bytes plan(const std::vector<double>& x, const std::vector<double>& weight) {
+    std::vector<dif::GlrStep> steps(x.size());
+    for (size_t i = 0; i < x.size(); ++i) grid_.advance(x[i], weight[i], steps[i]);
+    if (!steps.empty()) last_ = steps.back().walk.size();
+    const std::vector<unsigned char> packed = cuda::glr_pack(steps);
+    return py::bytes(reinterpret_cast<const char*>(packed.data()), packed.size());
+  }
+  int slots() const { return grid_.slots; }
+  int64_t candidates() const { return static_cast<int64_t>(last_); }
+
+ private:
+  dif::GlrGrid grid_;
+  size_t last_ = 0;
+};
+
+cuda::GlrChannels channels_at(int64_t channels, uintptr_t rows, uintptr_t totals, uintptr_t base, uintptr_t statistic,
+                              uintptr_t peak) {
+  return {channels, at<float>(rows), at<double>(totals), at<double>(base), at<float>(statistic), at<float>(peak)};
+}
+
+void bind_detector(py::module_& m) {
+  py::class_<Planner>(m, "GlrPlanner", "Shared candidate times of a detector on a GPU.")
+      .def(py::init<int, int, int>(), py::arg("model"), py::arg("per_octave"), py::arg("side"))
+      .def("plan", &Planner::plan, py::arg("x"), py::arg("weight"), "The next steps, packed for the device.")
+      .def_property_readonly("slots", &Planner::slots, "Rows that a channel needs so far.")
+      .def_property_readonly("candidates", &Planner::candidates, "That the last planned step looks at.");
+  m.def(
+      "glr_follow_f32",
+      [](int device, uintptr_t stream, int model, bool one_sided, int64_t channels, uintptr_t rows, uintptr_t totals,
+         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t plan, int64_t steps, uintptr_t y, int64_t ld) {
+        return on(device, [&] {
+          return cuda::glr_follow(static_cast<dif::GlrModel>(model), one_sided,
+                                  channels_at(channels, rows, totals, base, statistic, peak), at<const void>(plan),
+                                  steps, at<const float>(y), ld, at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("one_sided"), py::arg("channels"),
+      py::arg("rows"), py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("plan"),
+      py::arg("steps"), py::arg("y"), py::arg("ld"), "Follows a plan with the observations y (steps, channels).");
+  m.def(
+      "glr_squares_f32",
+      [](int device, uintptr_t stream, int model, bool one_sided, int64_t channels, uintptr_t rows, uintptr_t totals,
+         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t plan, int64_t steps, int64_t candidates,
+         uintptr_t squares) {
+        return on(device, [&] {
+          return cuda::glr_squares(static_cast<dif::GlrModel>(model), one_sided,
+                                   channels_at(channels, rows, totals, base, statistic, peak), at<const void>(plan),
+                                   steps, candidates, at<float>(squares), at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("one_sided"), py::arg("channels"),
+      py::arg("rows"), py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("plan"),
+      py::arg("steps"), py::arg("candidates"), py::arg("squares"), "squares (candidates, channels) of the last step.");
+  m.def(
+      "glr_reduce_f32",
+      [](int device, uintptr_t stream, int64_t groups, uintptr_t members, uintptr_t start, uintptr_t squares,
+         int64_t rows, int64_t channels, uintptr_t largest, uintptr_t total, uintptr_t mixture) {
+        return on(device, [&] {
+          return cuda::glr_reduce({groups, at<const int64_t>(members), at<const int64_t>(start)},
+                                  at<const float>(squares), rows, channels, at<double>(largest), at<double>(total),
+                                  at<double>(mixture), at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("groups"), py::arg("members"), py::arg("start"), py::arg("squares"),
+      py::arg("rows"), py::arg("channels"), py::arg("largest"), py::arg("total"), py::arg("mixture"),
+      "Sums over groups of channels, (rows, groups) each.");
 }
 
 }  // namespace
@@ -44,61 +193,7 @@ PYBIND11_MODULE(_cuda, m) {
         return py::make_tuple(count, std::string(reason));
       },
       "(number of devices, why there is none).");
-  m.def(
-      "partial_sums",
-      [](const std::vector<std::tuple<int64_t, int64_t>>& tensors, int64_t chains) {
-        std::vector<cuda::Gradient> list;
-        for (const auto& [first, size] : tensors) list.push_back({first, size, nullptr, 0});
-        return cuda::partial_sums(list.data(), static_cast<int64_t>(list.size()), chains);
-      },
-      py::arg("tensors"), py::arg("chains"),
-      "Half the doubles that sampler_step_f32's `partial` must hold; tensors = [(first, size)].");
-  m.def(
-      "sampler_step_f32",
-      [](int device, uintptr_t stream, int sampler, uintptr_t w, int64_t w_ld, uintptr_t center, int64_t center_ld,
-         uintptr_t mask, int64_t mask_ld, uintptr_t first, uintptr_t second, int64_t state_ld, int64_t chains,
-         const Gradients& gradients, uintptr_t coefficients, uintptr_t seed, uintptr_t step, uint32_t first_chain,
-         bool noise, uintptr_t partial, uintptr_t work, uintptr_t gauge) {
-        const py::gil_scoped_release unlocked;
-        const cuda::OnDevice guard(device);
-        if (guard.error) return guard.error;
-        const std::vector<cuda::Gradient> list = listed(gradients);
-        return cuda::sampler_step(static_cast<cuda::Sampler>(sampler),
-                                  {at<float>(w), w_ld, at<const float>(center), center_ld, at<const uint8_t>(mask),
-                                   mask_ld, at<float>(first), at<float>(second), state_ld, chains},
-                                  list.data(), static_cast<int64_t>(list.size()), at<const float>(coefficients),
-                                  {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, noise,
-                                  {at<double>(partial), at<double>(work), at<double>(gauge)}, at<void>(stream));
-      },
-      py::arg("device"), py::arg("stream"), py::arg("sampler"), py::arg("w"), py::arg("w_ld"), py::arg("center"),
-      py::arg("center_ld"), py::arg("mask"), py::arg("mask_ld"), py::arg("first"), py::arg("second"),
-      py::arg("state_ld"), py::arg("chains"), py::arg("gradients"), py::arg("coefficients"), py::arg("seed"),
-      py::arg("step"), py::arg("first_chain"), py::arg("noise"), py::arg("partial"), py::arg("work"), py::arg("gauge"),
-      "One step of `chains` rows; gradients = [(first, size, address, ld), ...].");
-  m.def(
-      "thermostat_f64",
-      [](int device, uintptr_t stream, uintptr_t gauge, int64_t moving, uintptr_t lr, uintptr_t friction,
-         double inertia, uintptr_t zeta, uintptr_t coefficients, int64_t chains) {
-        const py::gil_scoped_release unlocked;
-        const cuda::OnDevice guard(device);
-        if (guard.error) return guard.error;
-        return cuda::thermostat(at<const double>(gauge), moving, at<const double>(lr), at<const double>(friction),
-                                inertia, at<double>(zeta), at<float>(coefficients), chains, at<void>(stream));
-      },
-      py::arg("device"), py::arg("stream"), py::arg("gauge"), py::arg("moving"), py::arg("lr"), py::arg("friction"),
-      py::arg("inertia"), py::arg("zeta"), py::arg("coefficients"), py::arg("chains"),
-      "Friction of langevin for the next step, of each chain.");
-  m.def(
-      "fill_noise_f32",
-      [](int device, uintptr_t stream, int kind, uintptr_t out, int64_t chains, int64_t size, int64_t ld,
-         uint32_t stream_number, uintptr_t seed, uintptr_t step, uint32_t first_chain) {
-        const py::gil_scoped_release unlocked;
-        const cuda::OnDevice guard(device);
-        if (guard.error) return guard.error;
-        return cuda::fill_noise(static_cast<cuda::Noise>(kind), at<float>(out), chains, size, ld, stream_number,
-                                {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, at<void>(stream));
-      },
-      py::arg("device"), py::arg("stream"), py::arg("kind"), py::arg("out"), py::arg("chains"), py::arg("size"),
-      py::arg("ld"), py::arg("stream_number"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
-      "out (chains, size) <- 0 normals, 1 signs, 2 words.");
+  bind_steps(m);
+  bind_curvature(m);
+  bind_detector(m);
 }
