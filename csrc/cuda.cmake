@@ -41,6 +41,7 @@ pybind11_add_module(
   cuda/device.cu
   cuda/glr.cu
   cuda/gram.cu
+  cuda/lanczos.cu
   cuda/moments.cu
   cuda/noise.cu
   cuda/step.cu

@@ -104,6 +104,36 @@ void bind_curvature(py::module_& m) {
       py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("d"), py::arg("samples"), py::arg("positions"),
       py::arg("inputs"), py::arg("outputs"), py::arg("bias"), py::arg("gram"), py::arg("ld"),
       "gram (samples, samples) += products of one layer's per-sample gradients.");
+  m.def("orthogonalize_partial", &cuda::orthogonalize_partial, py::arg("chains"), py::arg("vectors"), py::arg("dim"),
+        "Doubles that orthogonalize_f32's `partial` must hold.");
+  m.def(
+      "orthogonalize_f32",
+      [](int device, uintptr_t stream, uintptr_t basis, int64_t chain_ld, int64_t ld, int64_t chains, int64_t vectors,
+         int64_t dim, uintptr_t v, int64_t v_ld, uintptr_t partial, uintptr_t first, uintptr_t second,
+         uintptr_t square) {
+        return on(device, [&] {
+          return cuda::orthogonalize({at<const float>(basis), chain_ld, ld, chains, vectors, dim}, at<float>(v), v_ld,
+                                     at<double>(partial), at<double>(first), at<double>(second), at<double>(square),
+                                     at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("basis"), py::arg("chain_ld"), py::arg("ld"), py::arg("chains"),
+      py::arg("vectors"), py::arg("dim"), py::arg("v"), py::arg("v_ld"), py::arg("partial"), py::arg("first"),
+      py::arg("second"), py::arg("square"), "Two passes of Gram-Schmidt of each v against its basis.");
+  m.def(
+      "normalize_f32",
+      [](int device, uintptr_t stream, int64_t chains, int64_t vectors, int64_t dim, uintptr_t v, int64_t v_ld,
+         uintptr_t first, uintptr_t second, uintptr_t square, uintptr_t next, int64_t next_ld, uintptr_t alpha,
+         uintptr_t beta) {
+        return on(device, [&] {
+          return cuda::normalize({nullptr, 0, 0, chains, vectors, dim}, at<const float>(v), v_ld,
+                                 at<const double>(first), at<const double>(second), at<const double>(square),
+                                 at<float>(next), next_ld, at<double>(alpha), at<double>(beta), at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("chains"), py::arg("vectors"), py::arg("dim"), py::arg("v"),
+      py::arg("v_ld"), py::arg("first"), py::arg("second"), py::arg("square"), py::arg("next"), py::arg("next_ld"),
+      py::arg("alpha"), py::arg("beta"), "The next vector of each basis, and the scalars of Lanczos.");
 }
 
 // The host's half of the detector: which candidates each step adds, merges and looks at.

@@ -136,4 +136,20 @@ struct GramLayer {
 // gram (samples, samples; row stride ld) <- gram + the layer's products of per-sample gradients.
 const char* add_gram(const GramLayer&, double* gram, int64_t ld, void* stream);
 
+// An orthonormal basis for each chain: q (chains, vectors, dim), vector j of chain c at q + c chain_ld + j ld.
+struct Basis {
+  const float* q;
+  int64_t chain_ld, ld, chains, vectors, dim;
+};
+// Doubles that `partial` must hold.
+int64_t orthogonalize_partial(int64_t chains, int64_t vectors, int64_t dim);
+// v (chains, dim; row stride v_ld) <- v less its part in the basis, by two passes whose products are first and second
+// (chains, vectors); square (chains) <- |v|^2 of what is left.
+const char* orthogonalize(const Basis&, float* v, int64_t v_ld, double* partial, double* first, double* second,
+                          double* square, void* stream);
+// next (chains, dim; row stride next_ld) <- v / |v|, 0 where |v| is; beta (chains) <- |v|; alpha (chains) <- the last
+// products of both passes, the diagonal of Lanczos if v came from the last vector.
+const char* normalize(const Basis&, const float* v, int64_t v_ld, const double* first, const double* second,
+                      const double* square, float* next, int64_t next_ld, double* alpha, double* beta, void* stream);
+
 }  // namespace dif::cuda
