@@ -207,7 +207,7 @@ def noise() -> Iterator[Case]:
             },
         )
         after = out.copy()
-        words = _native.words(chains, size, **address).numpy().view(np.uint32)
+        words = _native.words(chains, size, **address).numpy().astype(np.uint32)
         if kind == "normals":
             _native.normals_(torch.from_numpy(after)[:, :size], **address)
         else:
