@@ -82,6 +82,7 @@ def library(name: str, sources: list[Path], mode: str = "plain", defines: tuple[
 
     Only .cu files are instrumented: what the shim and the bindings do is no business of the kernels' sanitizers.
     """
+    name = "-".join([name, *defines])
     given = [f"-D{d}" for d in defines]
     sanitize = [] if mode == "plain" else [f"-fsanitize={SANITIZERS[mode]}", "-fno-sanitize-recover=all"]
     # -march=native: __builtin_fmaf as one instruction; the bits are the same
@@ -143,6 +144,6 @@ def preload(mode: str) -> dict[str, str]:
     # libstdc++ too: the sanitizer looks for __cxa_throw when it starts, and Python itself has none
     path = " ".join(run([CXX, f"-print-file-name={file}"]).strip() for file in (name, "libstdc++.so"))
     # Python frees nothing at its end; a shim's report is worth more than a signal handler's
-    options = {"address": ("ASAN_OPTIONS", "detect_leaks=0"), "thread": ("TSAN_OPTIONS", "report_bugs=1:exitcode=66")}
+    options = {"address": ("ASAN_OPTIONS", "detect_leaks=0"), "thread": ("TSAN_OPTIONS", "exitcode=66:atexit_sleep_ms=0:history_size=0")}
     key, value = options[mode]
     return {**os.environ, "LD_PRELOAD": path, key: value}

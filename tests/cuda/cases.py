@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from shim import Call
 
-from devinterp_fast import _native
+from devinterp_fast import _native, _native_cuda
 
 SIZES = (1, 2, 3, 5, 31, 33, 4003)
 CHAINS = (1, 2, 3, 4, 5)
@@ -51,82 +51,183 @@ def rows(values: np.ndarray, padded: bool) -> np.ndarray:
     return aligned(block)
 
 
-def expected(call: Call, changed: dict[int, np.ndarray | None]) -> tuple[np.ndarray | None, ...]:
-    """The arrays of a call as they were, except those that change."""
-    return tuple(changed.get(i, a) for i, a in enumerate(call.arrays()))
+def expected(call: Call, changed: dict[str, np.ndarray | None]) -> tuple[np.ndarray | None, ...]:
+    """The arrays of a call as they were, except the arguments that change."""
+    assert isinstance(call.arguments, dict)
+    new = {id(call.arguments[name]): value for name, value in changed.items()}
+    return tuple(new.get(id(a), a) for a in call.arrays())
 
 
-def number_of(call: Call, array: np.ndarray) -> int:
-    return next(i for i, a in enumerate(call.arrays()) if a is array)
+def uniform(random: np.random.Generator, *shape: int, scale: float = 1.0) -> np.ndarray:
+    return aligned(scale * random.random(shape))
 
 
-def sgld() -> Iterator[Case]:
-    """The fused step, its options taking turns: every pair of a size with a number of chains, several tensors."""
-    plans = [(size, chains) for size in SIZES for chains in CHAINS] + [(8192, 1), (8193, 2), (20000, 1)]
+def normal(random: np.random.Generator, *shape: int) -> np.ndarray:
+    return aligned(random.standard_normal(shape, np.float32))
+
+
+def clock(random: np.random.Generator) -> np.ndarray:
+    """Seed and step."""
+    return aligned(np.array([random.integers(-(2**63), 2**63), random.integers(0, 2**31)]))
+
+
+def steps(sampler: str) -> Iterator[Case]:
+    """The fused step, its options taking turns: every size with every number of chains, then blocks and many tensors."""
+    number_of_sampler, columns, states = _native_cuda.SAMPLERS[sampler]
+    plans = [(size, chains) for size in SIZES for chains in CHAINS] + [(8192, 1), (8193, 2), (17000, 1), (700, 2)]
     for number, (size, chains) in enumerate(plans):
         random = np.random.default_rng(number)
-        padded, energy, noise = number % 2 == 0, number % 3 != 0, number % 7 != 0
+        padded, sums, noise = number % 2 == 0, number % 3 != 0, number % 7 != 0
         mask_rows, center_rows = (0, 1, chains)[number % 3], (1, chains)[number // 2 % 2]
-        cuts = sorted({0, size, *(random.integers(0, size + 1, number % 4).tolist())})
+        # 70 tensors do not fit one launch
+        cuts = {0, size, *random.integers(0, size + 1, 70 if size == 700 else number % 4).tolist()}
+        bounds = list(zip(sorted(cuts), sorted(cuts)[1:], strict=False))
 
-        w = rows(random.standard_normal((chains, size), np.float32), padded)
-        center = aligned(random.standard_normal((center_rows, size), np.float32))
+        state = [rows(normal(random, chains, size), padded) for _ in range(states)]
+        if sampler == "preconditioned":
+            state[2] = aligned(abs(state[2]))
+        ld = state[0].shape[1]
+        center = normal(random, center_rows, size)
         mask = aligned((random.random((mask_rows, size)) < 0.8).astype(np.uint8)) if mask_rows else None
-        tensors = [
-            (low, high - low, aligned(random.standard_normal((chains, high - low), np.float32)), high - low)
-            for low, high in zip(cuts, cuts[1:], strict=False)
-        ]
-        lr, localization, nbeta = (aligned(random.random(chains) * s) for s in (1e-3, 100.0, 50.0))
-        seed = aligned(random.integers(-(2**63), 2**63, 1))
-        step = aligned(random.integers(0, 2**31, 1))
-        partial = aligned(np.full((-(-size // 8192) + len(cuts)) * chains, np.nan)) if energy else 0
-        out = aligned(np.zeros(chains)) if energy else 0
-
-        moved = torch.from_numpy(w.copy())[:, :size]
-        total = torch.zeros(chains, dtype=torch.float64)
-        _native.sgld_step_(
-            moved,
-            [torch.from_numpy(g) for _, _, g, _ in tensors],
-            torch.from_numpy(center if center_rows > 1 else center[0]),
-            *(torch.from_numpy(v) for v in (lr, localization, nbeta)),
-            seed=int(seed[0]),
-            step=int(step[0]),
-            first_chain=number,
-            mask=None if mask is None else torch.from_numpy(mask if mask_rows > 1 else mask[0]).bool(),
-            energy=total if energy else None,
-            noise=noise,
+        gradients = [normal(random, chains, high - low) for low, high in bounds]
+        settings = aligned(
+            _native_cuda.coefficients(
+                sampler,
+                *(torch.from_numpy(uniform(random, chains, scale=s)) for s in (1e-3, 100.0, 50.0)),
+                friction=1.5,
+                beta1=0.9,
+            ).numpy()
         )
+        time = clock(random)
+        room = aligned(np.full(2 * chains * (1 + size // 8192 + 1 + len(bounds)), np.nan)) if sums else None
         call = Call(
-            "sgld_step_f32",
+            "sampler_step_f32",
             {
                 "device": 0,
                 "stream": 0,
-                "w": w,
-                "w_ld": w.shape[1],
+                "sampler": number_of_sampler,
+                "w": state[0],
+                "w_ld": ld,
                 "center": center,
                 "center_ld": size if center_rows > 1 else 0,
                 "mask": 0 if mask is None else mask,
                 "mask_ld": size if mask_rows > 1 else 0,
+                "first": state[1] if states > 1 else 0,
+                "second": state[2] if states > 2 else 0,
+                "state_ld": ld if states > 1 else 0,
                 "chains": chains,
-                "gradients": tensors,
-                "lr": lr,
-                "localization": localization,
-                "nbeta": nbeta,
-                "seed": seed,
-                "step": step,
+                "gradients": [
+                    (low, high - low, g, high - low) for (low, high), g in zip(bounds, gradients, strict=True)
+                ],
+                "coefficients": settings,
+                "seed": time[:1],
+                "step": time[1:],
                 "first_chain": number,
                 "noise": noise,
-                "partial": partial,
-                "energy": out,
+                "partial": 0 if room is None else room[2 * chains :],
+                "work": 0 if room is None else room[:chains],
+                "gauge": 0 if room is None else room[chains : 2 * chains],
             },
         )
-        after = w.copy()
-        after[:, :size] = moved.numpy()
-        changed: dict[int, np.ndarray | None] = {number_of(call, w): after}
-        if isinstance(out, np.ndarray) and isinstance(partial, np.ndarray):
-            changed |= {number_of(call, out): total.numpy(), number_of(call, partial): None}
-        yield Case(f"sgld {size} x {chains}", call, expected(call, changed))
+        after = [s.copy() for s in state]
+        sum_after = torch.full((10000,), torch.nan, dtype=torch.float64)
+        _native_cuda.sampler_step_(
+            sampler,
+            torch.from_numpy(after[0])[:, :size],
+            [torch.from_numpy(g) for g in gradients],
+            torch.from_numpy(center if center_rows > 1 else center[0]),
+            torch.from_numpy(settings),
+            torch.from_numpy(time),
+            *(torch.from_numpy(s)[:, :size] for s in after[1:]),
+            mask=None if mask is None else torch.from_numpy(mask if mask_rows > 1 else mask[0]).bool(),
+            sums=sum_after if sums else None,
+            first_chain=number,
+            noise=noise,
+        )
+        changed: dict[str, np.ndarray | None] = dict(zip(("w", "first", "second"), after, strict=False))
+        if sums:
+            work, gauge = sum_after[: 2 * chains].numpy().reshape(2, chains)
+            changed |= {"work": work, "gauge": gauge, "partial": None}
+        yield Case(f"{sampler} {size} x {chains}", call, expected(call, changed))
 
 
-GROUPS: dict[str, Callable[[], Iterator[Case]]] = {"sgld": sgld}
-"""By the name of the source that holds the kernels, or of a part of it."""
+def thermostat() -> Iterator[Case]:
+    """The formula of ``_native_cuda.thermostat_`` in float64, operation by operation."""
+    for chains in (1, 5, 300):
+        random = np.random.default_rng(chains)
+        gauge, lr, friction, zeta = (uniform(random, chains, scale=s) for s in (20.0, 1e-2, 3.0, 2.0))
+        zeta -= 40.0 * (random.random(chains) < 0.2)  # beyond where keep is capped
+        settings = normal(random, chains, 6)
+        call = Call(
+            "thermostat_f64",
+            {
+                "device": 0,
+                "stream": 0,
+                "gauge": gauge,
+                "moving": 7,
+                "lr": lr,
+                "friction": friction,
+                "inertia": 0.3,
+                "zeta": zeta,
+                "coefficients": settings,
+                "chains": chains,
+            },
+        )
+        h = np.sqrt(lr)
+        zeta_after = zeta + h * (gauge / 7.0 - 1.0) / 0.3
+        x = np.maximum(-0.5, 0.5 * zeta_after * h)
+        after = settings.copy()
+        after[:, 4] = (1.0 - x) / (1.0 + x)
+        after[:, 5] = np.sqrt(2.0 * friction * h) / (1.0 + x)
+        yield Case(f"thermostat {chains}", call, expected(call, {"zeta": zeta_after, "coefficients": after}))
+
+
+def noise() -> Iterator[Case]:
+    """Normals, signs and words."""
+    plans = [(kind, size, chains) for kind in _native_cuda.NOISE for size in SIZES for chains in (1, 3)]
+    for number, (kind, size, chains) in enumerate([*plans, ("normals", 8193, 2)]):
+        random = np.random.default_rng(number)
+        out, time = rows(normal(random, chains, size), number % 2 == 0), clock(random)
+        seed, step = time.tolist()
+        address = {"seed": seed, "step": step, "first_chain": number, "stream": 3}
+        call = Call(
+            "fill_noise_f32",
+            {
+                "device": 0,
+                "stream": 0,
+                "kind": _native_cuda.NOISE[kind],
+                "out": out,
+                "chains": chains,
+                "size": size,
+                "ld": out.shape[1],
+                "stream_number": 3,
+                "seed": time[:1],
+                "step": time[1:],
+                "first_chain": number,
+            },
+        )
+        after = out.copy()
+        words = _native.words(chains, size, **address).numpy().astype(np.uint32)
+        if kind == "normals":
+            _native.normals_(torch.from_numpy(after)[:, :size], **address)
+        else:
+            sign = (words & 0x80000000) | np.float32(1.0).view(np.uint32)
+            after[:, :size] = (words if kind == "words" else sign).view(np.float32)
+        yield Case(f"{kind} {size} x {chains}", call, expected(call, {"out": after}))
+
+
+GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
+    "sgld": lambda: steps("sgld"),
+    "langevin": lambda: steps("langevin"),
+    "preconditioned": lambda: steps("preconditioned"),
+    "thermostat": thermostat,
+    "noise": noise,
+}
+
+
+def few(cases: list[Case]) -> list[Case]:
+    """Some of them for the thread sanitizer, to which every thread of a block costs half a millisecond."""
+    seen: dict[str, list[Case]] = {}
+    for case in cases:
+        seen.setdefault(case.name.split(" x ")[0], []).append(case)
+    return [some[min(1, len(some) - 1)] for some in seen.values()]

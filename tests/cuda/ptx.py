@@ -60,7 +60,7 @@ VARIABLE = re.compile(
     r"(?P<extern>\.extern\s+)?(?:\.visible\s+)?\.(?P<space>shared|local|const|global|param)\s+"
     r"(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)\s+(?P<name>[\w$]+)(?:\[(?P<count>\d*)\])?"
 )
-ENTRY = re.compile(r"\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>.*?)\)(?P<hints>[^{;]*)\{(?P<body>.*?)\n\}", re.S)
+ENTRY = re.compile(r"(?:\.visible\s+|\.weak\s+)?\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>.*?)\)(?P<hints>[^{;]*)\{(?P<body>.*?)\n\}", re.S)
 
 
 def variable(text: str) -> Variable:

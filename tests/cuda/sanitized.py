@@ -1,15 +1,16 @@
 """Runs calls in a process of their own, under a sanitizer: what it reports ends that process.
 
-As a program: ``python sanitized.py LIBRARY CALLS.npz``, which prints the calls whose arrays came out otherwise.
+As a program: ``python sanitized.py LIBRARY CALLS.npz REPORT.json`` writes what was found.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,40 @@ import builds
 import numpy as np
 from shim import Call, Exact, LaunchError, Library, replaced
 
+Checked = tuple[Call, Sequence[np.ndarray | None]]
+"""A call and its arrays as they should be afterwards; those that nobody checks are None or left out."""
 
-def check(
-    library: Path, mode: str, calls: list[tuple[Call, list[np.ndarray] | None]], seeds: int = 1, module: str = ""
-) -> str:
-    """Runs each call with `seeds` orders of its threads. Returns what was found: an empty text if nothing was.
 
-    Each call comes with its arrays as they should be afterwards, or with None.
-    """
+def check(library: Path, mode: str, calls: list[Checked], module: str = "") -> str:
+    """Runs all calls in one process. Returns what was found: an empty text if nothing was."""
+    return "\n".join(filter(None, reports(library, mode, calls, module, apart=False)))
+
+
+def check_each(library: Path, mode: str, calls: list[Checked]) -> list[str]:
+    """Runs each call in a process of its own. Returns what was found in each."""
+    return reports(library, mode, calls, "", apart=True)
+
+
+def reports(library: Path, mode: str, calls: list[Checked], module: str, apart: bool) -> list[str]:
     stored: dict[str, np.ndarray] = {}
     plan = []
     for number, (call, expected) in enumerate(calls):
         for i, a in enumerate(call.arrays()):
             stored[f"in{number}_{i}"] = a
-        for i, a in enumerate(expected or []):
-            stored[f"out{number}_{i}"] = a
+        stored |= {f"out{number}_{i}": a for i, a in enumerate(expected) if a is not None}
         arguments = replaced(call.arguments, lambda a: {"array at": a.ctypes.data % 16})
-        plan.append({"launcher": call.launcher, "arguments": arguments, "expected": expected is not None})
+        plan.append({"launcher": call.launcher, "arguments": arguments})
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "calls.npz"
-        np.savez(file, plan=np.array(json.dumps([plan, seeds, module])), **stored)
-        command = [sys.executable, __file__, str(library), str(file)]
+        file, report = Path(folder) / "calls.npz", Path(folder) / "report.json"
+        np.savez(file, plan=np.array(json.dumps([plan, module, apart])), **stored)
+        command = [sys.executable, __file__, str(library), str(file), str(report)]
         done = subprocess.run(command, capture_output=True, text=True, env=builds.preload(mode))
-    if done.returncode == 0:
-        return ""
-    return done.stdout + done.stderr or f"exit code {done.returncode}"
+        if not report.exists():
+            return [done.stdout + done.stderr or f"exit code {done.returncode}"]
+        found: list[str] = json.loads(report.read_text())
+        if done.returncode or done.stderr:
+            found.append(done.stderr or f"exit code {done.returncode}")
+        return found
 
 
 def restored(value: Any, arrays: Iterator[np.ndarray]) -> Any:
@@ -62,30 +72,39 @@ def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
     return copy
 
 
-def main(library: Path, file: Path) -> int:
-    """Prints each call that failed or gave other bits."""
+def run_one(dll: Library, row: dict[str, Any], number: int, stored: Any) -> str:
+    given = (stored[name] for name in stored.files if name.startswith(f"in{number}_"))
+    try:
+        found = dll.run(Call(row["launcher"], restored(row["arguments"], given)))
+    except LaunchError as error:
+        return f"{row['launcher']} (call {number}): {error}"
+    names = [f"out{number}_{i}" for i in range(len(found))]
+    other = [i for i, n in enumerate(names) if n in stored and found[i].tobytes() != stored[n].tobytes()]
+    return f"{row['launcher']} (call {number}): other bits in arrays {other}" if other else ""
+
+
+def run_apart(dll: Library, row: dict[str, Any], number: int, stored: Any) -> str:
+    """In a copy of this process, which the sanitizer may end; its report is what that copy writes."""
+    with tempfile.TemporaryFile("w+") as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            told = run_one(dll, row, number, stored)
+            os.write(1, told.encode())
+            os._exit(0)
+        status = os.waitpid(child, 0)[1]
+        output.seek(0)
+        return output.read() or (f"exit status {status}" if status else "")
+
+
+def main(library: Path, file: Path, report: Path) -> None:
     stored = np.load(file)
-    plan, seeds, module = json.loads(str(stored["plan"]))
+    plan, module, apart = json.loads(str(stored["plan"]))
     dll = Library(library, Exact, module)
-    wrong = 0
-    for number, row in enumerate(plan):
-        given = (stored[name] for name in stored.files if name.startswith(f"in{number}_"))
-        arguments = restored(row["arguments"], given)
-        for seed in range(seeds):
-            try:
-                found = dll.run(Call(row["launcher"], arguments), seed)
-            except LaunchError as error:
-                print(f"{row['launcher']} (call {number}): {error}")
-                wrong = 1
-                continue
-            if row["expected"]:
-                same = [a.tobytes() == stored[f"out{number}_{i}"].tobytes() for i, a in enumerate(found)]
-                if not all(same):
-                    print(f"{row['launcher']} (call {number}, seed {seed}): other bits in arrays {same}")
-                    wrong = 1
-    sys.stdout.flush()
-    return wrong
+    run = run_apart if apart else run_one
+    report.write_text(json.dumps([run(dll, row, number, stored) for number, row in enumerate(plan)]))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    main(*map(Path, sys.argv[1:]))

@@ -102,26 +102,42 @@ void permit([[maybe_unused]] const void* at, [[maybe_unused]] size_t bytes) {
 #endif
 }
 
+size_t stack_distance() { return page + stack_size; }
+
+char* stacks(size_t count) {
+  static void* region = nullptr;
+  static size_t room = 0;
+#if defined(DIF_SHIM_THREAD)
+  // A stack that served another block would carry its accesses, which this block is not ordered after.
+  constexpr bool keep = false;
+#else
+  constexpr bool keep = true;
+#endif
+  const size_t bytes = count * stack_distance();
+  if (!keep || bytes > room) {
+    if (region) munmap(region, room);
+    region = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (region == MAP_FAILED) throw std::bad_alloc();
+    room = bytes;
+    for (size_t i = 0; keep && i < count; ++i) {
+      mprotect(static_cast<char*>(region) + i * stack_distance(), page, PROT_NONE);
+    }
+  }
+  return static_cast<char*>(region);
+}
+
 Fiber::~Fiber() {
-  if (stack_) munmap(stack_, page + stack_size);
 #if defined(DIF_SHIM_THREAD)
   if (identity_) __tsan_destroy_fiber(identity_);
 #endif
 }
 
-void Fiber::start(void (*entry)()) {
+void Fiber::start(void (*entry)(), void* stack) {
 #if defined(DIF_SHIM_THREAD)
-  // A stack that served another block would carry its accesses, which this block is not ordered after.
-  if (stack_) munmap(stack_, page + stack_size);
-  stack_ = nullptr;
   if (identity_) __tsan_destroy_fiber(identity_);
   identity_ = __tsan_create_fiber(0);
 #endif
-  if (!stack_) {
-    stack_ = mmap(nullptr, page + stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (stack_ == MAP_FAILED) throw std::bad_alloc();
-    mprotect(stack_, page, PROT_NONE);  // an overflow ends the process and nothing else
-  }
+  stack_ = stack;
   permit(static_cast<char*>(stack_) + page, stack_size);
   entry_ = entry;
   fake_stack_ = nullptr;

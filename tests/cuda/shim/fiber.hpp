@@ -16,9 +16,9 @@ class Fiber {
   Fiber& operator=(const Fiber&) = delete;
   ~Fiber();
 
-  // The next `enter` runs `entry` from its beginning on a fresh stack; `entry` never returns, it leaves with `last`.
-  // What the stack held before is forgotten.
-  void start(void (*entry)());
+  // The next `enter` runs `entry` from its beginning on this stack of `stack_bytes`; `entry` never returns, it leaves
+  // with `last`. What the stack held before is forgotten.
+  void start(void (*entry)(), void* stack);
   void enter();                   // from the main stack into this one
   void leave(bool last = false);  // from this one back to the main stack
 
@@ -33,6 +33,10 @@ class Fiber {
 #endif
   static void begin();
 };
+
+// Stacks for the fibers of a block; those of the block before are gone. An overflow ends the process.
+char* stacks(size_t count);
+size_t stack_distance();
 
 // What a thread did before `release(o)`, another sees after `acquire(o)`: for the thread sanitizer.
 void release(void* object);

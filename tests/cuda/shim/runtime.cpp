@@ -271,9 +271,10 @@ void run_block() {
   open_arena();
   if (running->shared_bytes) take("the pool", -1, running->shared_bytes);
   release(&began);
+  char* stack = stacks(count);
   for (unsigned i = 0; i < count; ++i) {
     threads[i]->state = State::ready;
-    threads[i]->fiber.start(thread_body);
+    threads[i]->fiber.start(thread_body, stack + i * stack_distance());
   }
   std::vector<unsigned> warps((count + 31) / 32);
   for (size_t i = 0; i < warps.size(); ++i) warps[i] = static_cast<unsigned>(i);
