@@ -5,9 +5,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -208,6 +210,58 @@ void bind_detector(py::module_& m) {
       "Sums over groups of channels, (rows, groups) each.");
 }
 
+// A Program laid out for a block's shared memory, from the tuples that _cpu.Program takes.
+cuda::ResidentPlan resident(const std::vector<std::array<int32_t, 4>>& values,
+                            const std::vector<std::pair<std::array<int64_t, 13>, double>>& ops,
+                            const std::tuple<int32_t, int32_t, double, int64_t>& loss, int64_t dim, int64_t total,
+                            int64_t batch) {
+  std::vector<dif::ProgramValue> v;
+  for (const auto& x : values) v.push_back({x[0], x[1], x[2], x[3]});
+  std::vector<dif::ProgramOp> o;
+  for (const auto& [x, factor] : ops) {
+    const auto n = [&x](size_t i) { return static_cast<int32_t>(x[i]); };
+    o.push_back({n(0), n(1), n(2), n(3), n(4), n(5), x[6], x[7], x[8], n(9), n(10), n(11), n(12), factor});
+  }
+  const auto [kind, prediction, factor, importance] = loss;
+  cuda::ResidentPlan plan;
+  const char* error = cuda::plan_resident(v, o, {kind, prediction, factor, importance}, dim, total, batch, plan);
+  if (error) throw py::value_error(error);
+  return plan;
+}
+
+void bind_resident(py::module_& m) {
+  py::class_<cuda::ResidentPlan>(m, "ResidentPlan", "Chains of a small Program that live in shared memory.")
+      .def(py::init(&resident), py::arg("values"), py::arg("ops"), py::arg("loss"), py::arg("dim"), py::arg("total"),
+           py::arg("batch"))
+      .def_readonly("shared_bytes", &cuda::ResidentPlan::shared_bytes)
+      .def(
+          "run",
+          [](const cuda::ResidentPlan& plan, int device, uintptr_t stream, uintptr_t x, uintptr_t y, uintptr_t classes,
+             int64_t x_size, int64_t y_size, int64_t class_size, int64_t n, uintptr_t w, int64_t w_ld, int64_t chains,
+             int64_t batch, bool full, uintptr_t coefficients, uintptr_t center, int64_t center_ld, uintptr_t mask,
+             uintptr_t frozen, uintptr_t baseline, int64_t burn_in, int64_t thin, uintptr_t loss, uintptr_t baselines,
+             uintptr_t energy, uintptr_t gauge, int64_t trace_ld, uintptr_t diverged, uintptr_t seed, uintptr_t step,
+             uint32_t first_chain, int64_t steps) {
+            return on(device, [&] {
+              return cuda::run_resident(
+                  plan,
+                  {at<const float>(x), at<const float>(y), at<const int32_t>(classes), x_size, y_size, class_size, n},
+                  {at<float>(w), w_ld, chains, batch, full, at<const float>(coefficients), at<const float>(center),
+                   center_ld, at<const uint8_t>(mask), at<const float>(frozen), at<const double>(baseline), burn_in,
+                   thin, at<double>(loss), at<double>(baselines), at<double>(energy), at<double>(gauge), trace_ld,
+                   at<int64_t>(diverged)},
+                  {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, steps, at<void>(stream));
+            });
+          },
+          py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("y"), py::arg("classes"), py::arg("x_size"),
+          py::arg("y_size"), py::arg("class_size"), py::arg("n"), py::arg("w"), py::arg("w_ld"), py::arg("chains"),
+          py::arg("batch"), py::arg("full"), py::arg("coefficients"), py::arg("center"), py::arg("center_ld"),
+          py::arg("mask"), py::arg("frozen"), py::arg("baseline"), py::arg("burn_in"), py::arg("thin"), py::arg("loss"),
+          py::arg("baselines"), py::arg("energy"), py::arg("gauge"), py::arg("trace_ld"), py::arg("diverged"),
+          py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("steps"),
+          "Advances every chain by `steps` steps.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -226,4 +280,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_steps(m);
   bind_curvature(m);
   bind_detector(m);
+  bind_resident(m);
 }
