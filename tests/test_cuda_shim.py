@@ -36,11 +36,13 @@ def test_same_bits_as_the_cpu(kernels, cases):
     assert not {name: numbers for name, numbers in found.items() if numbers}
 
 
+@pytest.mark.cuda_check
 @pytest.mark.skipif(platform.system() != "Linux", reason="the sanitizers are loaded as on Linux")
 def test_address_and_undefined_behavior(cases):
     assert check(builds.kernels("address"), "address", [(c.call, c.expected) for c in cases], "_cuda") == ""
 
 
+@pytest.mark.cuda_check
 @pytest.mark.skipif(platform.system() != "Linux", reason="the sanitizers are loaded as on Linux")
 def test_threads(cases):
     assert check(builds.kernels("thread"), "thread", [(c.call, c.expected) for c in cases if c.threads], "_cuda") == ""
