@@ -14,6 +14,8 @@ from guards import FAULTS, PAGE, SOUND, drawn, measure, table  # noqa: E402
 from sanitized import check  # noqa: E402
 from shim import Library  # noqa: E402
 
+pytestmark = pytest.mark.cuda_check
+
 
 @pytest.fixture(scope="module")
 def measured():

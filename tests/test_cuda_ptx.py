@@ -19,6 +19,7 @@ from ptx_machine import Machine  # noqa: E402
 from ptx_memory import Arena  # noqa: E402
 from shim import Library  # noqa: E402
 
+pytestmark = pytest.mark.cuda_check
 RAN: dict[str, set[str]] = {}
 
 

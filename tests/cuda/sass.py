@@ -230,10 +230,10 @@ def cycles(path: list[Ins], chip: Chip) -> dict[str, float]:
     }
 
 
-def occupancy(kernel: Kernel, threads: int, chip: Chip) -> float:
-    """Share of a multiprocessor's warps that can be resident."""
+def occupancy(kernel: Kernel, threads: int, chip: Chip, pool: int = 0) -> float:
+    """Share of a multiprocessor's warps that can be resident; `pool` is the shared memory that a launch asks for."""
     warps = -(-threads // 32)
     per_warp = -(-max(kernel.registers, 1) * 32 // 256) * 256
     by_registers = chip.registers // per_warp // 4 * 4 // warps
-    by_shared = chip.shared_bytes // max(kernel.shared + 1024, 1)
+    by_shared = chip.shared_bytes // (kernel.shared + pool + 1024)
     return min(by_registers, by_shared, chip.warps // warps, chip.blocks) * warps / chip.warps
