@@ -17,6 +17,8 @@ namespace cuda = dif::cuda;
 
 namespace {
 
+// Classes are module_local: a test loads this module twice, the second built to run without a GPU.
+
 template <class T>
 T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
@@ -163,7 +165,7 @@ cuda::GlrChannels channels_at(int64_t channels, uintptr_t rows, uintptr_t totals
 }
 
 void bind_detector(py::module_& m) {
-  py::class_<Planner>(m, "GlrPlanner", "Shared candidate times of a detector on a GPU.")
+  py::class_<Planner>(m, "GlrPlanner", py::module_local(), "Shared candidate times of a detector on a GPU.")
       .def(py::init<int, int, int>(), py::arg("model"), py::arg("per_octave"), py::arg("side"))
       .def("plan", &Planner::plan, py::arg("x"), py::arg("weight"), "The next steps, packed for the device.")
       .def_property_readonly("slots", &Planner::slots, "Rows that a channel needs so far.")
@@ -230,7 +232,8 @@ cuda::ResidentPlan resident(const std::vector<std::array<int32_t, 4>>& values,
 }
 
 void bind_resident(py::module_& m) {
-  py::class_<cuda::ResidentPlan>(m, "ResidentPlan", "Chains of a small Program that live in shared memory.")
+  py::class_<cuda::ResidentPlan>(m, "ResidentPlan", py::module_local(),
+                                 "Chains of a small Program that live in shared memory.")
       .def(py::init(&resident), py::arg("values"), py::arg("ops"), py::arg("loss"), py::arg("dim"), py::arg("total"),
            py::arg("batch"))
       .def_readonly("shared_bytes", &cuda::ResidentPlan::shared_bytes)

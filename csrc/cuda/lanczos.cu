@@ -125,9 +125,9 @@ const char* orthogonalize(const Basis& basis, float* v, int64_t v_ld, double* pa
 
 const char* normalize(const Basis& basis, const float* v, int64_t v_ld, const double* first, const double* second,
                       const double* square, float* next, int64_t next_ld, double* alpha, double* beta, void* stream) {
-  if (basis.chains <= 0 || basis.dim <= 0) return nullptr;
+  if (basis.chains <= 0) return nullptr;
   if (basis.chains > 65535) return too_many_blocks;
-  const int64_t blocks = (basis.dim + block_size - 1) / block_size;
+  const int64_t blocks = basis.dim > 0 ? (basis.dim + block_size - 1) / block_size : 1;  // the scalars at least
   DIF_LAUNCH(normalize_kernel,
              dim3(static_cast<unsigned>(blocks < 65535 ? blocks : 65535), static_cast<unsigned>(basis.chains)), threads,
              0, stream, basis, v, v_ld, first, second, square, next, next_ld, alpha, beta);
