@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import cases_detector
+import cases_resident
 import cases_step
 import cases_sums
 from case import Case
@@ -21,4 +22,5 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "normalize": cases_sums.normalize,
     "detector": cases_detector.follow,
     "groups": cases_detector.reduce,
+    "resident": cases_resident.resident,
 }
