@@ -22,7 +22,8 @@ _BREAKDOWN = 16.0  # remainders below this many roundings of the image are noise
 
 
 def rademacher(count: int, dim: int, *, seed: int, dtype: torch.dtype, first: int = 0) -> Tensor:
-    """Random signs: coordinate i of probe p is bit i % 32 of word i // 32 at (seed; p, step 0, stream 3).
+    """Random signs: coordinate i of probe p is bit i % 32 of word i // 32 at (seed; p, step 0, stream 3); a set
+    bit is -1.
 
     Shape:
         Returns (count, dim).
@@ -31,7 +32,7 @@ def rademacher(count: int, dim: int, *, seed: int, dtype: torch.dtype, first: in
     shifts = torch.arange(32)
     for row in range(count):
         words = _native.words(1, -(-dim // 32), seed=seed, step=PROBE, first_chain=first + row, stream=_native.PROBES)
-        out[row] = (((words[0, :, None] >> shifts) & 1) * 2 - 1).reshape(-1)[:dim]
+        out[row] = (1 - 2 * ((words[0, :, None] >> shifts) & 1)).reshape(-1)[:dim]
     return out
 
 
