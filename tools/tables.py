@@ -1,4 +1,4 @@
-"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` says whether they are fresh."""
+"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` asks if they are fresh."""
 
 import json
 import re

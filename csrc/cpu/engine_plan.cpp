@@ -172,6 +172,7 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
       step.extra = take((block_ > 0 ? 2 : 1) * size(op.out));  // slopes; behind them what second derivatives add
     }
   }
+  if (block_ > 0) plan.loss_grad = take(size(plan.loss.prediction));
   plan.kept = taken_;
   for (size_t i = 0; i < ops_.size(); ++i) {
     const ProgramOp& op = ops_[i];
