@@ -10,6 +10,7 @@ import math
 import secrets
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.batches import Batch, as_data
 from devinterp_fast.sampling.observers import Draw
 from devinterp_fast.sampling.prepare import Prepared, prepare
+from devinterp_fast.sampling.run import Trace
 
 __all__ = [
     "SGLD",
@@ -177,6 +179,7 @@ def sample(
         DeviceError: ``device`` is not the CPU.
         DataError: ``loader`` is no DataLoader with a batch size.
         ShapeError, DTypeError, LossError, ModelError, ValueError, TypeError: an input does not fit; one sentence.
+        NumericalError: every chain diverged.
     """
     if torch.device(device).type != "cpu" or gpu_idxs is not None:
         raise DeviceError(f"device: expected cpu, got {device}{'' if gpu_idxs is None else ' and gpu_idxs'}")
@@ -235,31 +238,39 @@ def _run(prepared: list[Prepared], callbacks: list[Any], init_loss: float | None
     for number, job in enumerate(prepared):
         called = [_Called(others, init_loss, number * job.settings.chains)] if others else []
         observers.append([*called, *([proposals[number]] if rates else [])])
-    results = jobs.run(prepared, "chains", progress=verbose, observers=observers)
-    for sentence in dict.fromkeys(
-        s for job, (trace, engine) in zip(prepared, results, strict=False) for s in _doubts(job, trace, engine)
-    ):
+    trace, whole, engine = _joined(prepared, jobs.run(prepared, "chains", progress=verbose, observers=observers))
+    llc = summarize(trace, whole, engine, 0.0)
+    for sentence in llc.warnings:
         warnings.warn(sentence, stacklevel=4)
-    loss, baseline, sane = (
-        np.concatenate(parts) for parts in zip(*((t.loss, t.baseline, t.diverged < 0) for t, _ in results), strict=True)
-    )
-    loss[~sane] = np.nan
+    trace.loss[list(llc.diverged)] = np.nan
     for callback in callbacks:
         if type(callback) in _OF_LOSSES:
-            callback.losses[: len(loss)] = loss
-            callback.baselines[: len(loss)] = baseline if init_loss is None else init_loss
-            callback.init_loss = float(prepared[0].baseline.mean()) if init_loss is None else init_loss
+            callback.losses[: len(trace.loss)] = trace.loss
+            callback.baselines[: len(trace.loss)] = trace.baseline if init_loss is None else init_loss
+            callback.init_loss = float(whole.baseline.mean()) if init_loss is None else init_loss
         elif type(callback) is MalaAcceptanceRate:
             seen = np.concatenate([p.probabilities for p in proposals])
-            callback.mala_acceptance_rate[:] = np.where(sane[:, None], seen[:, 1:], np.nan)
+            seen[list(llc.diverged)] = np.nan
+            callback.mala_acceptance_rate[:] = seen[:, 1:]
         if hasattr(callback, "finalize"):
             callback.finalize()
 
 
-def _doubts(job: Prepared, trace: Any, engine: str) -> tuple[str, ...]:
-    if job.settings.chains == 1:
-        return ()  # one chain a seed: its own doubts say little
-    return summarize(trace, job, engine, 0.0).warnings
+def _joined(prepared: list[Prepared], results: list[tuple[Trace, str]]) -> tuple[Trace, Prepared, str]:
+    """The chains of all jobs as those of one."""
+    traces = [trace for trace, _ in results]
+    if len(traces) == 1:
+        return traces[0], prepared[0], results[0][1]
+    rows: dict[str, Any] = {
+        name: np.concatenate([getattr(trace, name) for trace in traces])
+        for name in ("loss", "baseline", "energy", "gauge", "diverged")
+    }
+    used = [job.settings for job in prepared[: len(traces)]]
+    each: dict[str, Any] = {
+        name: np.concatenate([getattr(s, name) for s in used]) for name in ("lr", "localization", "nbeta")
+    }
+    whole = replace(prepared[0], settings=replace(used[0], chains=sum(s.chains for s in used), **each))
+    return Trace(**rows, interrupted=any(trace.interrupted for trace in traces)), whole, results[0][1]
 
 
 def estimate_learning_coeff_with_summary(
