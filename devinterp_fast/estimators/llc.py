@@ -59,8 +59,8 @@ class LLC:
         mcse: its Monte Carlo standard error.
         rhat: rank-normalized split R-hat of the loss differences; near 1 the chains agree.
         ess: effective number of draws.
-        step_bias: by how much the step size raises ``value``, lr / 8 E[d . nbeta g]; already taken off if
-            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as ``|w|^k`` it is k / 2 times the bias.
+        step_bias: by how much the step size raises the plain mean over draws (see ``diagnostics.step_biases``); already
+            taken off if ``lr="auto"``; 0 where steps are accepted or rejected.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
@@ -164,17 +164,22 @@ def estimate_llc(
             or their mean.
         data: (x, y), a tuple, dict or tensor of samples along the first dimension, a Dataset or a DataLoader.
         chains: how many.
-        draws: recorded losses of each chain; "auto" is 400.
-        burn_in: steps before the first draw; "auto" is half the draws.
+        draws: recorded losses of each chain; "auto" is 400, and where ``lr`` and ``burn_in`` are left alone too, as
+            many as a standard error of 2.5 % of the value takes, within a limit of work (``sampling/warmup.py``).
+        burn_in: steps before the first draw; "auto" is half the draws, and where ``lr`` and ``draws`` are left alone,
+            as many as it takes until the loss drifts no more.
         thin: steps from one draw to the next.
-        lr: step size, one or one for each chain; "auto": see ``sampling/defaults.py``.
+        lr: step size, one or one for each chain; "auto" follows a rule (``sampling/defaults.py``), and where ``draws``
+            and ``burn_in`` are left alone too is found by acceptance, or from the curvature met on the way.
         localization: strength of the pull to w0, one or one for each chain; "auto" is 1.
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
-        sampler: "sgld", which "auto" chooses.
+        sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are left
+            alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
+            models too large for either.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
-            after the other, or "full".
+        batches: "independent" for each chain, "shared" by all, "epoch" by epoch, or "full"; "auto" is "full" for
+            samplers with accept-reject, else "independent".
         mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
             "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
