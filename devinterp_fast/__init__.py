@@ -32,8 +32,10 @@ from devinterp_fast.estimators.waic import WAIC, WBIC, estimate_waic, estimate_w
 from devinterp_fast.monitor.monitor import Change, Monitor, Transition
 from devinterp_fast.monitor.observables import Observable
 from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling.calibrate import Sweep, calibrate
 from devinterp_fast.sampling.checkpoints import Checkpoints
 from devinterp_fast.sampling.objective import next_token_loss
+from devinterp_fast.sampling.samplers import Sampler
 
 __version__ = version("devinterp-fast")
 
@@ -59,16 +61,19 @@ __all__ = [
     "Observable",
     "Operator",
     "PosteriorCovariance",
+    "Sampler",
     "Schedule",
     "Segmentation",
     "SpectralDensity",
     "Stages",
     "Susceptibilities",
+    "Sweep",
     "Trace",
     "Transition",
     "TwoTemperatureLLC",
     "VarianceLLC",
     "__version__",
+    "calibrate",
     "diagonal",
     "eigsh",
     "escape",

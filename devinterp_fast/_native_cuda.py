@@ -113,11 +113,30 @@ def _pieces(
     return pieces
 
 
+def _rows_of(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> int:
+    """Checks rows that are written to; returns the row stride."""
+    _expect(name, tensor, dtype, shape, device)
+    if shape[0] > 1 and tensor.stride(0) < shape[1]:
+        raise ShapeError(f"{name}: expected rows apart in memory, got row stride {tensor.stride(0)}")
+    return tensor.stride(0)
+
+
 def stream_of(device: torch.device) -> int:
     """The address of PyTorch's current stream there."""
     if device.type != "cuda":
         raise DeviceError(f"device: expected cuda, got {device}")
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def launch(name: str, device: torch.device, **arguments: object) -> None:
+    """Starts a kernel of the compiled module on the current stream of a device.
+
+    Raises:
+        CudaError: it could not be started.
+    """
+    error = getattr(module(), name)(device=device.index or 0, stream=stream_of(device), **arguments)
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
 
 
 BLOCK = 8192
@@ -253,7 +272,7 @@ def sampler_step_(
         return w
     at = clock.data_ptr()
     error = module().sampler_step_f32(
-        device.index, stream_of(device), *where, at, at + 8, first_chain, noise, partial, work, gauge
+        device.index or 0, stream_of(device), *where, at, at + 8, first_chain, noise, partial, work, gauge
     )
     if error is not None:
         raise CudaError(f"cuda: {error}")
@@ -287,12 +306,10 @@ def thermostat_(
     _expect("settings", settings, torch.float32, (chains, 6), device)
     for name, each in (("zeta", zeta), ("gauge", gauge), ("lr", lr), ("friction", friction)):
         _expect(name, each, torch.float64, (chains,), device)
-    error = module().thermostat_f64(
-        device.index, stream_of(device), gauge.data_ptr(), moving, lr.data_ptr(), friction.data_ptr(), inertia,
-        zeta.data_ptr(), settings.data_ptr(), chains,
+    launch(
+        "thermostat_f64", device, gauge=gauge.data_ptr(), moving=moving, lr=lr.data_ptr(), friction=friction.data_ptr(),
+        inertia=inertia, zeta=zeta.data_ptr(), coefficients=settings.data_ptr(), chains=chains,
     )  # fmt: skip
-    if error is not None:
-        raise CudaError(f"cuda: {error}")
     return settings
 
 
@@ -322,10 +339,8 @@ def fill_noise_(kind: str, out: Tensor, clock: Tensor, *, first_chain: int = 0, 
     chains, dim, device = _block("out", out.view(torch.float32))
     _expect("clock", clock, torch.int64, (2,), device)
     at = clock.data_ptr()
-    error = module().fill_noise_f32(
-        device.index, stream_of(device), NOISE[kind], out.data_ptr(), chains, dim, out.stride(0), stream,
-        at, at + 8, first_chain,
+    launch(
+        "fill_noise_f32", device, kind=NOISE[kind], out=out.data_ptr(), chains=chains, size=dim, ld=out.stride(0),
+        stream_number=stream, seed=at, step=at + 8, first_chain=first_chain,
     )  # fmt: skip
-    if error is not None:
-        raise CudaError(f"cuda: {error}")
     return out

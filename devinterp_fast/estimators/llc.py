@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
 from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
+from devinterp_fast.sampling import checkpoint as checkpoints
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
@@ -30,6 +31,7 @@ from devinterp_fast.sampling.diagnostics import (
     lost_at,
     step_biases,
 )
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
@@ -142,9 +144,10 @@ def estimate_llc(
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "auto",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LLC | list[LLC]:
     """Estimates the local learning coefficient of a model at its present weights w0.
@@ -170,11 +173,15 @@ def estimate_llc(
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
         sampler: "sgld", which "auto" chooses.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, or "full".
-        mask: which coordinates move: bool (dim,), or {parameter name: bool tensor}; None is all.
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
+            after the other, or "full".
+        mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
+            "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
+        checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
+            goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
 
     Returns:
@@ -184,6 +191,7 @@ def estimate_llc(
     Raises:
         ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
         ValueError: a setting is out of range.
+        RunFolderError: the checkpoint belongs to another run, is damaged, or cannot be written.
         NumericalError: every chain diverged.
         KeyboardInterrupt: Ctrl-C before the first draw was recorded, or twice.
 
@@ -200,7 +208,12 @@ def estimate_llc(
         )
         for each in as_models(model)
     ]  # fmt: skip
-    results = jobs.run(prepared, "LLC", progress=progress)
+    if checkpoint is None:
+        results = jobs.run(prepared, "LLC", progress=progress)
+    elif len(prepared) == 1:
+        results = [checkpoints.run(prepared[0], checkpoint, "LLC", progress=progress)]
+    else:
+        raise ValueError(f"checkpoint: expected one model for the file, got {len(prepared)}")
     seconds = (time.perf_counter() - began) / len(results)
     found = [summarize(trace, job, engine, seconds) for job, (trace, engine) in zip(prepared, results, strict=False)]
     return found[0] if isinstance(model, nn.Module) else found

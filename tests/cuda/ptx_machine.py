@@ -503,7 +503,7 @@ class Machine:
         return load
 
     def op_st(self, _, ins):
-        space, kind, lanes = self.access(ins, ("volatile", "relaxed", "weak"))
+        space, kind, lanes = self.access(ins, ("volatile", "relaxed", "weak", "wb"))
         reads = [self.reader(o, kind) for o in parts_of(ins.operands[1])]
         where, dtype = self.address(ins.operands[0]), np.dtype(TYPES[kind])
         width = dtype.itemsize

@@ -20,11 +20,13 @@ ZONE = 256
 class Call:
     """A launcher and its arguments. An array goes as its address, wherever in the (nested) arguments it stands.
 
-    Of a function in C, positional arguments: int goes as int64, float as double. Of a bound one, keyword arguments.
+    Of a function in C, positional arguments: int goes as int64, float as double. Of a bound one, keyword arguments; of
+    a method, as in "Class.method", the object is made from `constructor`.
     """
 
     launcher: str
     arguments: tuple[Any, ...] | dict[str, Any]
+    constructor: tuple[Any, ...] = ()
 
     def arrays(self) -> list[np.ndarray]:
         """In the order in which they stand."""
@@ -120,7 +122,9 @@ class Library:
         """Calls the launcher with these addresses in the place of its arrays."""
         left = iter(addresses)
         if self.module is not None:
-            error = getattr(self.module, call.launcher)(**replaced(call.arguments, lambda _: next(left)))
+            *owner, name = call.launcher.split(".")
+            of = getattr(self.module, owner[0])(*call.constructor) if owner else self.module
+            error = getattr(of, name)(**replaced(call.arguments, lambda _: next(left)))
         else:
             given = replaced(call.arguments, lambda _: ctypes.c_void_p(next(left)))
             launcher = getattr(self.dll, call.launcher)
