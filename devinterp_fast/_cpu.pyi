@@ -56,6 +56,7 @@ class StageDetector:
         loss: bool,
         delta: typing.SupportsFloat | typing.SupportsIndex,
         z: typing.SupportsFloat | typing.SupportsIndex,
+        z_own: typing.SupportsFloat | typing.SupportsIndex,
         z_given: typing.SupportsFloat | typing.SupportsIndex,
         kappa: typing.SupportsFloat | typing.SupportsIndex,
         size: typing.SupportsFloat | typing.SupportsIndex,
