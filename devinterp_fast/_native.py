@@ -14,7 +14,7 @@ from torch import Tensor
 from devinterp_fast import _cpu
 from devinterp_fast.errors import DeviceError, DTypeError, ShapeError
 
-UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES = range(4)
+UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES, LABELS = range(5)
 """Streams: the fourth word of a noise address. No two purposes share one."""
 
 SHARED = 0xFFFFFFFF

@@ -128,7 +128,7 @@ def test_path_is_gradient_and_update_in_turn(case, mode):
         _cpu.sgld_step_f32(
             w.data_ptr(), program.dim, w0.data_ptr(), 0, 0, 0, run.chains, [(0, program.dim, g.data_ptr(),
             program.dim)], run.lr.ctypes.data, run.localization.ctypes.data, run.nbeta.ctypes.data, 5, t, 0,
-            True, energy.ctypes.data, 1,
+            True, energy.ctypes.data, 0, 1,
         )  # fmt: skip
         if t >= 3 and (t - 3) % 2 == 0:
             np.testing.assert_allclose(run.energy[:, (t - 3) // 2], energy, rtol=1e-12 if exact else 1e-4)

@@ -40,7 +40,7 @@ void bind_curvature_of(py::module_& m, const char* name) {
           py::arg("out"), py::arg("count"), "out (checkpoints, total): gradients of the mean loss.")
       .def(
           "product",
-          [](const C& c, int32_t kind, uintptr_t v, int64_t probes, uintptr_t out, int threads) {
+          [](C& c, int32_t kind, uintptr_t v, int64_t probes, uintptr_t out, int threads) {
             const py::gil_scoped_release unlocked;
             c.product(static_cast<dif::Product>(kind), reinterpret_cast<const T*>(v), probes, reinterpret_cast<T*>(out),
                       threads);

@@ -9,15 +9,27 @@
 namespace dif {
 namespace {
 
-constexpr int64_t block_floats = 90000;      // of a block of samples: values, gradients and what hangs on them
+constexpr int64_t block_floats = 45000;      // of a block of samples: values, gradients and what hangs on them
 constexpr int64_t block_samples = 256;       // at most
 constexpr int64_t group_probes = 4;          // stacked below each other
 constexpr int64_t most_segments = 8;         // parallel work of one checkpoint
+constexpr int64_t segment_rows = 256;        // at least, so that adding up segments is a small part
 constexpr int64_t segment_floats = 1 << 23;  // sums of a probe's segments
 constexpr int64_t wave_floats = 1 << 25;     // sums of all checkpoints at work together
 
 int64_t samples_of(const CompiledProgram& program) {
   return std::clamp<int64_t>(block_floats / program.second(1).plan().kept, 1, block_samples);
+}
+
+// Segments of the samples: a power of two, for an even share of the threads.
+int64_t segments_of(const Plan& plan, int64_t count) {
+  int64_t height = 1;
+  for (int32_t v = 0; v < plan.value_count; ++v) height = std::max<int64_t>(height, plan.values[v].rows);
+  const int64_t blocks = (count + plan.block - 1) / plan.block;
+  const int64_t most = std::min({most_segments, blocks, count * height / segment_rows, segment_floats / plan.total});
+  int64_t segments = 1;
+  while (2 * segments <= most) segments *= 2;
+  return segments;
 }
 
 // Working memory of attention's tangents: two transposed blocks and three squares.
@@ -66,7 +78,7 @@ Curvature<T>::Curvature(const CompiledProgram& program, const Data<T>& data, con
       state_(program.second(samples_of(program))),
       tangent_(program.second(group_probes * state_.plan().block)),
       blocks_((count + state_.plan().block - 1) / state_.plan().block),
-      segments_(std::clamp<int64_t>(segment_floats / state_.plan().total, 1, std::min(blocks_, most_segments))),
+      segments_(segments_of(state_.plan(), count)),
       cached_(std::min<int64_t>(checkpoints * blocks_, cache / (state_.plan().kept * static_cast<int64_t>(sizeof(T))))),
       turned_(state_.plan().scratch - state_.plan().kept),
       w_(checkpoints * state_.plan().total),
@@ -121,48 +133,90 @@ struct Curvature<T>::Group {
   int64_t checkpoint, checkpoints, probes;
 };
 
+// What a thread works with; kept from one product to the next, since new memory is slow.
+template <class T>
+struct Curvature<T>::Scratch {
+  Aligned<T> tangents, work, weights, again, g;
+  std::vector<double> losses;
+  Scratch(const Curvature& c, bool recompute)
+      : tangents(c.tangent_.plan().kept),
+        work(work_of(c.state_.plan())),
+        weights(c.tangent_.plan().block),
+        again(recompute ? c.state_.plan().scratch : 0),
+        g(recompute ? c.state_.plan().total : 0),
+        losses(recompute ? static_cast<size_t>(c.batch_.count) : 0) {}
+};
+
+template <class T>
+Curvature<T>::~Curvature() = default;
+
+template <class T>
+T* Curvature<T>::buffer(int which, int64_t count) {
+  if (sizes_[which] < count) {
+    buffers_[which].reset();
+    buffers_[which] = std::make_unique<Aligned<T>>(count);
+    sizes_[which] = count;
+  }
+  return buffers_[which]->get();
+}
+
+template <class T>
+std::unique_ptr<typename Curvature<T>::Scratch> Curvature<T>::borrow() {
+  const std::lock_guard<std::mutex> lock(idle_mutex_);
+  if (idle_.empty()) return std::make_unique<Scratch>(*this, cached_ < states());
+  auto scratch = std::move(idle_.back());
+  idle_.pop_back();
+  return scratch;
+}
+
+template <class T>
+void Curvature<T>::give_back(std::unique_ptr<Scratch> scratch) {
+  const std::lock_guard<std::mutex> lock(idle_mutex_);
+  idle_.push_back(std::move(scratch));
+}
+
 // v, out: of the group's first checkpoint and probe, rows of dim numbers, v_ld from one checkpoint to the next.
 template <class T>
-void Curvature<T>::group(Product product, const T* v, int64_t v_ld, const Group& at, T* out, int threads) const {
+void Curvature<T>::group(Product product, const T* v, int64_t v_ld, const Group& at, T* out, int threads) {
   const Plan &plan = state_.plan(), &tangent = tangent_.plan();
   const int64_t rows = at.checkpoints * at.probes, items = at.checkpoints * segments_;
-  Aligned<T> whole(rows * plan.total), turned(rows * turned_), sums(items * at.probes * plan.total);
+  T *whole = buffer(0, rows * plan.total), *turned = buffer(1, rows * turned_);
+  T* sums = buffer(2, items * at.probes * plan.total);
   const SecondKernels<T>& kernels = second_kernels<T>();
   parallel(threads, rows, [&](int64_t low, int64_t high) {
     for (int64_t row = low; row < high; ++row) {
-      T* to = whole.get() + row * plan.total;
+      T* to = whole + row * plan.total;
       std::copy_n(v + row / at.probes * v_ld + row % at.probes * plan.dim, plan.dim, to);
-      kernels.turn(plan, to, turned.get() + row * turned_);
+      kernels.turn(plan, to, turned + row * turned_);
     }
   });
   parallel(threads, items, [&](int64_t low, int64_t high) {
-    Aligned<T> scratch(tangent.kept), work(work_of(plan)), weights(at.probes * plan.block);
-    Aligned<T> again(cached_ < states() ? plan.scratch : 0);
-    std::vector<double> losses(cached_ < states() ? static_cast<size_t>(batch_.count) : 0);
-    std::vector<T> g(cached_ < states() ? static_cast<size_t>(plan.total) : 0);
+    std::unique_ptr<Scratch> mine = borrow();
     for (int64_t item = low; item < high; ++item) {
       const int64_t c = item / segments_, segment = item % segments_, checkpoint = at.checkpoint + c;
+      T* to = sums + item * at.probes * plan.total;
+      std::fill_n(to, at.probes * plan.total, T(0));
       for (int64_t b = segment_begin(segment); b < segment_begin(segment + 1); ++b) {
         const int64_t state = checkpoint * blocks_ + b, first = b * plan.block;
         T* s = cache_.get() + state * plan.kept;
         if (state >= cached_) {
-          s = again.get();
-          make_state(checkpoint, b, g.data(), s, losses.data());
+          s = mine->again.get();
+          make_state(checkpoint, b, mine->g.get(), s, mine->losses.data());
         }
         kernels.product({&plan, &tangent, &batch_, first, std::min(plan.block, batch_.count - first), at.probes,
                          product, w_.get() + checkpoint * plan.total, turned_w_.get() + checkpoint * turned_,
-                         whole.get() + c * at.probes * plan.total, turned.get() + c * at.probes * turned_, plan.total,
-                         turned_, s, scratch.get(), work.get(), weights.get(),
-                         sums.get() + item * at.probes * plan.total, plan.total});
+                         whole + c * at.probes * plan.total, turned + c * at.probes * turned_, plan.total, turned_, s,
+                         mine->tangents.get(), mine->work.get(), mine->weights.get(), to, plan.total});
       }
     }
+    give_back(std::move(mine));
   });
   parallel(threads, rows, [&](int64_t low, int64_t high) {
     for (int64_t row = low; row < high; ++row) {
       const int64_t c = row / at.probes, probe = row % at.probes;
       T* to = out + c * v_ld + probe * plan.dim;
       for (int64_t segment = 0; segment < segments_; ++segment) {
-        const T* from = sums.get() + ((c * segments_ + segment) * at.probes + probe) * plan.total;
+        const T* from = sums + ((c * segments_ + segment) * at.probes + probe) * plan.total;
         for (int64_t i = 0; i < plan.dim; ++i) to[i] = segment == 0 ? from[i] : to[i] + from[i];
       }
     }
@@ -170,7 +224,8 @@ void Curvature<T>::group(Product product, const T* v, int64_t v_ld, const Group&
 }
 
 template <class T>
-void Curvature<T>::product(Product product, const T* v, int64_t probes, T* out, int threads) const {
+void Curvature<T>::product(Product product, const T* v, int64_t probes, T* out, int threads) {
+  const std::lock_guard<std::mutex> lock(product_mutex_);
   const Plan& plan = state_.plan();
   const int64_t together = tangent_.plan().block / plan.block;
   const int64_t wave =

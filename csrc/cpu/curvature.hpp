@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "cpu/aligned.hpp"
@@ -24,21 +25,26 @@ class Curvature {
   // w (K, total) dense; index (count): the samples, copied. The Program and the data must outlive this.
   Curvature(const CompiledProgram&, const Data<T>&, const int32_t* index, int64_t count, const T* w,
             int64_t checkpoints, int64_t cache, int threads);
+  ~Curvature();
 
   const std::vector<double>& losses() const { return losses_; }  // (K, count)
   const T* gradient() const { return gradient_.get(); }          // (K, total), of the mean loss
   int64_t cached() const { return cached_; }                     // states kept, of checkpoints() x blocks
   int64_t states() const { return checkpoints_ * blocks_; }
 
-  // v, out (K, probes, dim) dense, not overlapping: out = A v for each row.
-  void product(Product, const T* v, int64_t probes, T* out, int threads) const;
+  // v, out (K, probes, dim) dense, not overlapping: out = A v for each row. One call at a time; others wait.
+  void product(Product, const T* v, int64_t probes, T* out, int threads);
 
  private:
   struct Group;
+  struct Scratch;
   int64_t segment_begin(int64_t segment) const { return blocks_ * segment / segments_; }
   void make_state(int64_t checkpoint, int64_t block, T* g, T* s, double* losses) const;
   void make_states(int threads);
-  void group(Product, const T* v, int64_t v_ld, const Group&, T* out, int threads) const;
+  void group(Product, const T* v, int64_t v_ld, const Group&, T* out, int threads);
+  T* buffer(int which, int64_t count);  // at least `count` numbers, whatever they were
+  std::unique_ptr<Scratch> borrow();
+  void give_back(std::unique_ptr<Scratch>);
 
   Batch<T> batch_;
   std::vector<int32_t> index_;
@@ -47,6 +53,10 @@ class Curvature {
   int64_t blocks_, segments_, cached_, turned_;
   Aligned<T> w_, turned_w_, gradient_, cache_;
   std::vector<double> losses_;
+  std::mutex product_mutex_, idle_mutex_;
+  std::unique_ptr<Aligned<T>> buffers_[3];
+  int64_t sizes_[3] = {};
+  std::vector<std::unique_ptr<Scratch>> idle_;
 };
 
 extern template class Curvature<float>;

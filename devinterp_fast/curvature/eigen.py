@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -180,7 +181,8 @@ def _first(op: Operator | Matrix, start: Eigen | Tensor | None, seed: int) -> Te
     if vectors.dim() == 3 and vectors.shape[0] != op.count:
         raise ShapeError(f"start: expected vectors of {op.count} checkpoints, got {vectors.shape[0]}")
     j = vectors.shape[-1]
-    return vectors.to(op.dtype).sum(-1) / j**0.5 + _ADMIXED * z
+    warm: Tensor = vectors.to(op.dtype).sum(-1) / math.sqrt(j)
+    return warm + _ADMIXED * z
 
 
 def _lockstep(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +31,6 @@ GRAPH_BYTES = 2**30
 _PROBE = 8  # samples of the graph whose saved bytes are counted
 
 
-class SampleLosses(nn.Module):
-    """The loss of each sample as a module, so that ``functional_call`` may give it other parameters."""
-
-    def __init__(self, objective: Objective, model: nn.Module):
-        super().__init__()
-        self.model = model
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Returns the losses (B,)."""
-        return self.objective.losses(self.model, batch)
-
-
 @dataclass(frozen=True)
 class Graph:
     """One block of samples at one checkpoint, ready for products.
@@ -51,10 +38,28 @@ class Graph:
     Attributes:
         gradient: of the block's mean loss. Shape: as the parameters.
         product: one vector, cut into parameters, to the block's matrix times it.
+        rows: of a Fisher matrix: the samples' gradients, one entry for each draw of labels.
     """
 
     gradient: Callable[[], tuple[Tensor, ...]]
     product: Callable[[list[Tensor]], tuple[Tensor, ...]]
+    rows: tuple[Rows, ...] = ()
+
+
+class Rows(Protocol):
+    """Per-sample gradients G of one block, known by their products."""
+
+    def forward(self, v: list[Tensor]) -> Tensor:
+        """G v. Shape: (samples,)."""
+        ...
+
+    def backward(self, w: Tensor) -> tuple[Tensor, ...]:
+        """G^T w, cut into parameters."""
+        ...
+
+    def against(self, other: Any) -> Tensor:
+        """G of this block times the transpose of another's. Shape: (samples, samples of the other)."""
+        ...
 
 
 Build = Callable[["Graphs", dict[str, Tensor], Batch], Graph]
@@ -105,6 +110,19 @@ class Graphs:
                         self._add(out[c, k], graph.product(self.problem.where.views(vectors[k])), share)
         return out
 
+    def gram(self, c: int) -> Tensor:
+        """G G^T over the number of rows, a pair of blocks at a time. Shape: (rows, rows)."""
+        with self._differentiable(self.size):
+            bands = []
+            for left, _ in self._graphs(c):
+                blocks = [[[a.against(b) for b in right.rows] for right, _ in self._graphs(c)] for a in left.rows]
+                bands += [[torch.cat([block[s] for block in row], 1) for s in range(len(left.rows))] for row in blocks]
+            draws = len(bands[0])
+            # rows in the order draw, sample
+            whole = [torch.cat([torch.cat(bands[i], 1) for i in range(s, len(bands), draws)], 0) for s in range(draws)]
+        out = torch.cat(whole, 0)
+        return out / len(out)
+
     def _add(self, row: Tensor, parts: tuple[Tensor, ...], share: float) -> None:
         for view, part in zip(self.problem.where.views(row), parts, strict=True):
             view.add_(part, alpha=share)
@@ -128,7 +146,7 @@ class Graphs:
             f"model.{name}": view.detach().requires_grad_()
             for name, view in zip(where.names, where.views(self.problem.weights[c]), strict=True)
         }
-        self.leaves = list(leaves.values())
+        self.leaves, self.block = list(leaves.values()), block
         given = leaves | {f"model.{name}": value for name, value in self.problem.others[c].items()}
         return self.build(self, given, self.problem.data.select(block))
 
@@ -155,19 +173,18 @@ class Graphs:
             yield
 
 
-def _filled(parts: tuple[Tensor | None, ...], like: list[Tensor]) -> tuple[Tensor, ...]:
+def filled(parts: tuple[Tensor | None, ...], like: list[Tensor]) -> tuple[Tensor, ...]:
+    """Zeros for the gradients of what a graph does not use."""
     return tuple(torch.zeros_like(p) if g is None else g for g, p in zip(parts, like, strict=True))
 
 
-def _through(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, ...]:
+def through(outputs: list[Tensor], inputs: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, ...]:
     """vectors^T d outputs / d inputs by a kept graph; outputs that depend on nothing count as constants."""
     pairs = [(o, v) for o, v in zip(outputs, vectors, strict=True) if o.requires_grad]
     if not pairs:
         return tuple(torch.zeros_like(i) for i in inputs)
-    return _filled(
-        torch.autograd.grad(
-            [o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True
-        ),
+    return filled(
+        torch.autograd.grad([o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True),
         inputs,
     )
 
@@ -176,26 +193,26 @@ def hessian_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Gra
     """H v = d (g.v) / dw on the kept graph of the gradient g."""
     leaves = graphs.leaves
     loss = torch.func.functional_call(graphs.mean, given, (batch,))
-    g = list(_filled(torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True), leaves))
-    return Graph(lambda: tuple(part.detach() for part in g), lambda v: _through(g, leaves, v))
+    g = list(filled(torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True), leaves))
+    return Graph(lambda: tuple(part.detach() for part in g), lambda v: through(g, leaves, v))
 
 
-def _transposed(z: Tensor, leaves: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
-    """v -> J v for z with Jacobian J, as the derivative of u -> J^T u: no operation needs a forward derivative."""
+def jacobian_of(z: Tensor, leaves: list[Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """V -> J v for z with Jacobian J, as the derivative of u -> J^T u: no operation needs a forward derivative."""
     u = torch.zeros_like(z, requires_grad=True)
-    back = list(_filled(torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True), leaves))
-    return lambda v: _through(back, [u], v)[0]
+    back = list(filled(torch.autograd.grad(z, leaves, u, create_graph=True, allow_unused=True), leaves))
+    return lambda v: through(back, [u], v)[0]
 
 
 def ggn_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Graph:
     """G v = J^T (d^2 loss / dz^2) J v, z the model's output."""
     leaves = graphs.leaves
     z, loss = output_and_loss(graphs, given, batch)
-    forward = _transposed(z, leaves)
+    forward = jacobian_of(z, leaves)
     curved = output_hessian(graphs.problem.objective, z, loss, batch)
     slope = torch.autograd.grad(loss, z, retain_graph=True)[0]
-    gradient = _through([z], leaves, [slope])
-    whole = _filled(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True), leaves)
+    gradient = through([z], leaves, [slope])
+    whole = filled(torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True), leaves)
     gap = sum(float((a - b).square().sum()) for a, b in zip(gradient, whole, strict=True)) ** 0.5
     size = sum(float(b.square().sum()) for b in whole) ** 0.5
     # Two orders of summation of the same gradient differ by rounding; a term beside the output differs by its size.
@@ -204,32 +221,18 @@ def ggn_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Graph:
             "loss_fn: expected a loss that depends on the parameters through the model's output alone for a GGN, "
             "got one with a term of its own in them"
         )
-    return Graph(lambda: gradient, lambda v: _through([z], leaves, [curved(forward(v))]))
+    return Graph(lambda: gradient, lambda v: through([z], leaves, [curved(forward(v))]))
 
 
 def ntk_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Graph:
     """(1 / N) J^T J v: the nonzero eigenvalues are those of the neural tangent kernel J J^T over N."""
     leaves = graphs.leaves
     z, loss = output_and_loss(graphs, given, batch)
-    forward = _transposed(z, leaves)
+    forward = jacobian_of(z, leaves)
     samples = z.shape[0]
     slope = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
-    gradient = _filled(slope, leaves)
-    return Graph(lambda: gradient, lambda v: _through([z], leaves, [forward(v) / samples]))
-
-
-def fisher_graph(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> Graph:
-    """F v = (1 / N) J^T J v, J the Jacobian of the samples' losses: the sum of g_i g_i^T, which is never formed."""
-    leaves = graphs.leaves
-    losses = torch.func.functional_call(
-        SampleLosses(graphs.problem.objective, graphs.problem.model), given, (batch,)
-    )
-    forward = _transposed(losses, leaves)
-    samples = len(losses)
-    mean = torch.full_like(losses, 1.0 / samples)
-    return Graph(
-        lambda: _through([losses], leaves, [mean]), lambda v: _through([losses], leaves, [forward(v) / samples])
-    )
+    gradient = filled(slope, leaves)
+    return Graph(lambda: gradient, lambda v: through([z], leaves, [forward(v) / samples]))
 
 
 def output_and_loss(graphs: Graphs, given: dict[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
@@ -267,17 +270,17 @@ def targets(batch: Batch) -> Tensor:
 
 
 def prediction_weights(objective: Objective, z: Tensor, y: Tensor) -> Tensor:
-    """The weight of each prediction in a mean cross-entropy; 0 where its class is ignored. Shape: z less its classes."""
+    """The weight of each prediction in a mean cross-entropy; 0 where its class is ignored. Shape: as y."""
     live = (y != getattr(objective.loss_fn, "ignore_index", -100)).to(z.dtype)
     return live / live.sum()
 
 
 def output_hessian(objective: Objective, z: Tensor, loss: Tensor, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """u -> (d^2 loss / dz^2) u: p u - p (p.u) for a cross-entropy with p its softmax, else by autograd on z alone."""
+    """U -> (d^2 loss / dz^2) u: p u - p (p.u) for a cross-entropy with p its softmax, else by autograd on z alone."""
     if is_cross_entropy(objective) and not targets(batch).is_floating_point():
         classes = 1 if z.dim() > 1 else 0
         p = torch.softmax(z.detach(), classes)
         weight = prediction_weights(objective, z, targets(batch)).unsqueeze(classes)
         return lambda u: weight * p * (u - (p * u).sum(classes, keepdim=True))
     slope = torch.autograd.grad(loss, z, create_graph=True)[0]
-    return lambda u: _through([slope], [z], [u])[0]
+    return lambda u: through([slope], [z], [u])[0]

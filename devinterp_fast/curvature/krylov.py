@@ -39,7 +39,8 @@ def gaussian(number: int, dim: int, *, seed: int, step: int, dtype: torch.dtype)
     """A direction uniform on the sphere, of norm 1. Shape: (dim,)."""
     z = torch.empty(1, dim)
     _native.normals_(z, seed=seed, step=step, first_chain=number, stream=_native.PROBES)
-    return z[0].to(dtype) / torch.linalg.vector_norm(z, dtype=torch.float64).to(dtype)
+    norm = float(torch.linalg.vector_norm(z, dtype=torch.float64))
+    return z[0].to(dtype) / norm
 
 
 class Krylov:

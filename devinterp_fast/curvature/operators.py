@@ -10,9 +10,11 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from devinterp_fast.curvature.graphs import Build, Graphs, ggn_graph, hessian_graph, ntk_graph
+from devinterp_fast.curvature.native import PRODUCTS, NativeProducts
 from devinterp_fast.curvature.problem import Checkpoints, Problem, pose
 from devinterp_fast.errors import DTypeError, ModelError, NumericalError, ShapeError
 from devinterp_fast.sampling.engines import BACKENDS
+from devinterp_fast.sampling.native import Unsupported
 from devinterp_fast.sampling.objective import LossFn
 
 
@@ -118,7 +120,7 @@ class Operator:
             raise ShapeError(f"to_scipy: expected an operator at one checkpoint, got shape {self.shape}")
         scalar = np.dtype(np.float32 if self.dtype == torch.float32 else np.float64)
 
-        def product(v: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        def product(v: np.ndarray) -> np.ndarray:
             found = self @ torch.from_numpy(np.ascontiguousarray(v, dtype=scalar))
             return found.numpy()
 
@@ -305,23 +307,23 @@ def make(
     mask: Tensor | dict[str, Tensor] | None,
     batch_size: int | None,
     backend: str,
+    made: type[Operator] = Operator,
 ) -> Operator:
     """Poses the problem and puts an engine under it."""
     check_batch_size(batch_size)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {BACKENDS}, got {backend!r}")
     problem = pose(model, loss_fn, data, checkpoints=checkpoints, mask=mask, backend=backend)
-    native = native_engine(kind, problem)
-    if native is not None:
-        return Operator(kind, problem, native, problem.choice.reason)
-    if backend == "native":
-        raise ModelError(f"backend: expected a matrix that the native engine knows, got {kind}")
     reason = problem.choice.reason
     if problem.choice.program is not None:
-        reason = f"the native engine has no {kind}"
-    return Operator(kind, problem, Graphs(problem, build, batch_size), reason)
-
-
-def native_engine(kind: str, problem: Problem) -> Engine | None:
-    """The native products, or None where there are none."""
-    return None
+        try:
+            if kind not in PRODUCTS:
+                raise Unsupported(f"the native engine has no {kind}")
+            return made(kind, problem, NativeProducts(kind, problem, problem.choice.program), reason)
+        except Unsupported as why:
+            if backend == "native":
+                raise ModelError(
+                    f"backend: expected a matrix that the native engine knows, got one where {why}"
+                ) from None
+            reason = str(why)
+    return made(kind, problem, Graphs(problem, build, batch_size), reason)

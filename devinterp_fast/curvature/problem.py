@@ -116,7 +116,8 @@ def _weights(
             raise DTypeError(f"checkpoints: expected {where.dtype} like the model, got {checkpoints.dtype}")
         if checkpoints.device.type != "cpu":
             raise DeviceError(f"checkpoints: expected a tensor on cpu, got {checkpoints.device}")
-        rows, others = checkpoints.detach().contiguous(), tuple({} for _ in checkpoints)
+        rows = checkpoints.detach().contiguous()
+        others: tuple[dict[str, Tensor], ...] = tuple({} for _ in checkpoints)
     else:
         if len(checkpoints) == 0:
             raise ValueError("checkpoints: expected at least one, got none")

@@ -6,9 +6,10 @@ usual std(t) / sqrt(m) is too small, by about a quarter. Their covariance can be
 left out of the sketch too, and d_ij = t_i - t_ij. Given all probes but j, t_i and t_ij have the same mean over probe
 i; so of t_i t_j = (t_ij + d_ij)(t_ji + d_ji) only the last product survives the mean,
 
-    Cov(t_i, t_j) = E[d_ij d_ji],    Var(mean t) estimated by (sum_i (t_i - mean)^2 + sum_{i != j} d_ij d_ji) / (m (m - 1)),
+    Cov(t_i, t_j) = E[d_ij d_ji],
+    Var(mean t) = E[(sum_i (t_i - mean)^2 + sum_{i != j} d_ij d_ji)] / (m (m - 1)),
 
-which is unbiased. Where that sum comes out below its first part, the first part alone is kept.
+an unbiased estimate. Where that sum comes out below its first part, the first part alone is kept.
 """
 
 from __future__ import annotations
@@ -276,7 +277,7 @@ def _sketches(op: Operator | Matrix, m: int, seed: int) -> list[tuple[_Sketch]]:
 
 
 def _pair_projectors(S: Tensor) -> tuple[Tensor, Tensor]:
-    """The projector on span(s_i, s_j) as sum_ab c_ab s_a s_b^T: (c_ii = c_jj, c_ij) = (1, -s_i.s_j) / (1 - (s_i.s_j)^2).
+    """The projector on span(s_i, s_j) as sum_ab c_ab s_a s_b^T: (c_ii, c_ij) = (1, -s_i.s_j) / (1 - (s_i.s_j)^2).
 
     Shape:
         S: (m, m), unit columns; returns two (m, m), their diagonals without meaning.

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 _BLOCKS = 1000
 _LEAST_DRAWS = 4
+_AWAY = 1e3
 _CHANCE = 6.4e-5  # of 4 standard errors, both sides
 
 
@@ -58,8 +59,12 @@ def _number(function: Any, draws: Floats, **options: Any) -> float:
         return float(function(draws, chain_axis=0, draw_axis=1, **options))
 
 
-def diagnose(draws: Floats) -> Diagnostics:
+def diagnose(draws: Floats, share: float = 1.0) -> Diagnostics:
     """Diagnoses the mean of a quantity.
+
+    Args:
+        draws: of the quantity.
+        share: variance of the weighted mean that is wanted over that of the plain mean: chains sum of weights^2.
 
     Shape:
         draws: (chains, draws), finite.
@@ -76,7 +81,7 @@ def diagnose(draws: Floats) -> Diagnostics:
     per_block = count // means.shape[1]
     rhat = _number(array_stats.rhat, means) if chains > 1 else math.nan
     ess = min(_number(array_stats.ess, means, method="mean") * per_block, float(chains * count))
-    mcse = _number(array_stats.mcse, means, method="mean")
+    mcse = _number(array_stats.mcse, means, method="mean") * math.sqrt(share)
     return Diagnostics(mcse, rhat, ess, _drift(means))
 
 
@@ -110,13 +115,12 @@ def every_chain_falls(draws: Floats) -> bool:
 
 
 def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
-    """By how much a chain's step size raises its value, to first order in the step.
+    """By how much a chain's step size raises its value.
 
-    SGLD, in a metric G (1 if plain): lr / 8 {2 E[d . G nbeta g] - Cov(nbeta L, d . G d)}. It is exact to first order for
-    every loss with exact gradients. A minibatch's noise enters the first term twice and, where the loss and the
-    gradient are of the same batch, leaves by the second: half of the covariance is taken with the batch before, so that
-    it counts once, as on a quadratic it should. With momentum: the share by which the noise heats the chain,
-    value (1 - 1 / mean p^2). With accept-reject: 0.
+    SGLD, in a metric G (1 if plain): lr / 8 E[d . G nbeta g] 2 / k, where k = E[(w - center) . nbeta g] / E[nbeta L] is
+    the power that the loss grows with (Euler). Exact for a quadratic (k = 2) at every stable step, with batch noise,
+    and to first order in the step where L is homogeneous of any degree, flat directions aside. With momentum: the share
+    by which batch noise heats the chain, value (1 - 1 / mean p^2). With accept-reject: 0.
 
     Args:
         trace: of the run.
@@ -127,22 +131,80 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
         scaled: (chains, draws); returns (chains,).
 
     Source:
-        The first-order stationary density of Euler's method: Talay, Tubaro (1990).
+        The stationary E|w - center|^2 of Euler's method does not change in a step, which gives
+        E[d . (w - center)] = dim + lr / 4 E[d . d]; Talay, Tubaro (1990) for the first order in general.
     """
     if settings.sampler.corrected:
         return np.zeros(len(scaled))
+    value: Floats = scaled.mean(1)
     if settings.sampler.kind == LANGEVIN:
         heat: Floats = trace.gauge.mean(1)
-        return scaled.mean(1) * (1 - 1 / np.maximum(heat, 1e-3))
-    gauge = trace.gauge
-    covariance = _covariance(scaled, gauge)
-    if settings.batches != "full" and settings.thin == 1 and scaled.shape[1] > 2:
-        covariance = (covariance + _covariance(scaled[:, :-1], gauge[:, 1:])) / 2
-    bias: Floats = settings.lr / 8 * (2 * trace.energy.mean(1) - covariance)
+        excess: Floats = value * (1 - 1 / np.maximum(heat, 1e-3))
+        return excess
+    raised: Floats = settings.lr / 8 * trace.energy.mean(1)
+    taken = np.isfinite(trace.gauge)
+    seen = np.where(taken, scaled, np.nan)
+    if not taken.any(1).all():
+        return raised
+    virial, loss = np.nanmean(trace.gauge, 1), np.nanmean(seen, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = virial / loss
+    # Above a minimum both are positive; elsewhere, or by chance, the quadratic stands in. A loss that grows slower than
+    # |w| has no step bias of this kind to speak of.
+    steep = np.where((virial > 0) & (loss > 0), np.maximum(power, 1.0), 2.0)
+    bias: Floats = raised * 2 / steep
     return bias
 
 
-def _covariance(a: Floats, b: Floats) -> Floats:
-    """Of two quantities of the same chain. Shape: (chains, draws) twice -> (chains,)."""
-    product: Floats = ((a - a.mean(1, keepdims=True)) * (b - b.mean(1, keepdims=True))).mean(1)
-    return product
+def lost_at(trace: Trace, settings: Settings, scaled: Floats, moving: int) -> npt.NDArray[np.int64]:
+    """The first step at which each chain was lost, or -1: its loss was not finite, or no sample of the posterior.
+
+    nbeta (L(w) - L(w0)) is about half the dimension at most where the loss is regular, so above a thousand times the
+    dimension the dynamics has run away, whatever it does later.
+
+    Args:
+        trace: of the run.
+        settings: of the run.
+        scaled: nbeta (L(w_t) - L(w0)).
+        moving: number of moving coordinates.
+
+    Shape:
+        scaled: (chains, draws); returns (chains,).
+    """
+    lost = trace.diverged.copy()
+    with np.errstate(invalid="ignore"):
+        away = scaled > _AWAY * moving
+    for c in np.flatnonzero(away.any(1) & (lost < 0)):
+        lost[c] = settings.first_step + settings.burn_in + settings.thin * int(away[c].argmax())
+    return lost
+
+
+def apart(scaled: Floats, settings: Settings, healthy: npt.NDArray[np.bool_]) -> Floats:
+    """The draws with each target's own mean moved to the mean of all: chains of unlike settings need not agree.
+
+    Shape:
+        scaled: (healthy chains, draws), alike returned; healthy: (chains,).
+    """
+    rows = np.stack([settings.lr, settings.nbeta, settings.localization], 1)[healthy]
+    _, group = np.unique(rows, axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    if group.max() == 0:
+        return scaled
+    means = np.array([scaled[group == k].mean() for k in range(group.max() + 1)])
+    moved: Floats = scaled - means[group][:, None] + scaled.mean()
+    return moved
+
+
+def extrapolation(settings: Settings, healthy: npt.NDArray[np.bool_]) -> Floats:
+    """Weights of the chains' values: a straight line in lr read off at 0 where chains of one target have two steps.
+
+    Shape:
+        healthy: (chains,); returns (healthy chains,), of sum 1.
+    """
+    lr = settings.lr[healthy]
+    targets = np.stack([settings.nbeta, settings.localization], 1)[healthy]
+    if settings.sampler.corrected or np.ptp(lr) == 0 or np.ptp(targets, axis=0).any():
+        return np.full(len(lr), 1 / len(lr))
+    off = lr - lr.mean()
+    weights: Floats = 1 / len(lr) - lr.mean() * off / (off**2).sum()
+    return weights

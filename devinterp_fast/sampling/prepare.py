@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +18,37 @@ from torch import Tensor, nn
 
 from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
-from devinterp_fast.sampling import defaults, engines
+from devinterp_fast.sampling import defaults, engines, warmup
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.run import Settings
+from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import KINDS, Sampler
-from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
+from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undisturbed
 
 Floats = npt.NDArray[np.float64]
 PerChain = float | Sequence[float]
+
+
+class RunOptions(TypedDict, total=False):
+    """The settings that every estimator takes, described at ``estimate_llc``."""
+
+    chains: int
+    draws: int | str
+    burn_in: int | str
+    thin: int
+    lr: PerChain | str
+    localization: PerChain | str
+    nbeta: PerChain | None
+    n: int | None
+    sampler: str | Sampler
+    batch_size: int
+    batches: str
+    mask: Tensor | dict[str, Tensor] | None
+    backend: str
+    seed: int
+    progress: bool
+
 
 SAMPLERS = ("auto", *KINDS)
 
@@ -77,8 +100,8 @@ def prepare(
     n: int | None = None,
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
-    batches: str = "independent",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    batches: str = "auto",
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
 ) -> Prepared:
@@ -90,25 +113,64 @@ def prepare(
     """
     samples = as_data(data)
     where = _flat.layout(model)
-    moves = None if mask is None else _flat.flat_mask(mask, where)
+    moves = None if mask is None else mask_of(mask, model, where)
     _choice("backend", backend, engines.BACKENDS)
+    chosen = _sampler(sampler)
     settings = _settings(
         samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
-        nbeta=nbeta, n=n, batch_size=batch_size, batches=batches, seed=seed, lr=lr, sampler=_sampler(sampler),
+        nbeta=nbeta, n=n, batch_size=batch_size, batches=_batches(batches, chosen), seed=seed, lr=lr, sampler=chosen,
     )  # fmt: skip
     center = _flat.flatten(model, where)
     with undisturbed(where.dim, settings.batch_size):
         objective = Objective(loss_fn, model, samples)
         baseline = objective.per_sample(model, samples)
         _check_baseline(baseline)
-        if isinstance(lr, str):
-            found = defaults.step_size(
-                private_copy(model), objective, samples, where, center, moves,
-                nbeta=float(settings.nbeta.max()), localization=float(settings.localization.max()), seed=seed,
-            )  # fmt: skip
-            settings.lr[:] = found
         choice = engines.choose(backend, model, objective, samples)
-    return Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
+        curvature = stiff = None
+        if isinstance(lr, str):
+            curvature = defaults.Curvature(private_copy(model), objective, samples, where, moves, seed=settings.seed)
+            nbeta_, pull = float(settings.nbeta.max()), float(settings.localization.max())
+            stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=pull)
+            settings.lr[:] = defaults.STEP / stiff
+    ready = Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
+    open_ = all(isinstance(x, str) and x == "auto" for x in (lr, draws, burn_in)) and thin == 1
+    if open_ and curvature is not None and stiff is not None and (sampler == "auto") <= (batches == "auto"):
+        ready = _warmed(ready, curvature, stiff, sampler)
+    return ready
+
+
+def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float, sampler: str | Sampler) -> Prepared:
+    """Lets ``warmup`` choose the sampler, if that is open, and runs what it needs to."""
+    s, dim = ready.settings, ready.where.dim
+    program = ready.choice.program
+    if program is not None:
+        budget = warmup.Budget(max(program.description.multiply_adds, dim), 0.0, warmup.NATIVE_WORK)
+    else:
+        alone = dim * ready.data.n > VMAP_LIMIT
+        budget = warmup.Budget(3.0 * dim, warmup.CALL * (s.chains if alone else 1), warmup.TORCH_WORK)
+    if sampler == "auto":
+        name, limit = warmup.automatic(s.sampler, budget, ready.data.n, s.batch_size, s.chains)
+    else:
+        name, limit = s.sampler.name, warmup.limit(sampler, budget, ready.data.n, s.batch_size, s.chains)
+
+    def run(settings: Settings) -> Trace:
+        engine = engines.make(
+            ready.choice, ready.model, ready.objective, ready.data, ready.where, ready.center, ready.baseline,
+            ready.mask, settings,
+        )  # fmt: skip
+        return engine.run(lambda done, note: None)
+
+    def stiffness_at(w: Tensor) -> float:
+        nbeta, pull = float(s.nbeta.max()), float(s.localization.max())
+        with undisturbed(dim, s.batch_size):
+            return nbeta * curvature.at(w, 0) + pull
+
+    if name in ("hmc", "mala"):
+        full = replace(s, batches="full", batch_size=ready.data.n, sampler=replace(s.sampler, name=name))
+        return replace(ready, settings=warmup.hmc(run, full, stiff, limit, budget.gradients(ready.data.n, s.chains)))
+    if name == "sgnht" and limit:
+        return replace(ready, settings=warmup.sgnht(run, s, stiff, limit, stiffness_at))
+    return ready
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -145,6 +207,14 @@ def _sampler(sampler: str | Sampler) -> Sampler:
         return sampler
     _choice("sampler", sampler, SAMPLERS)
     return Sampler("sgld" if sampler == "auto" else sampler)
+
+
+def _batches(batches: str, sampler: Sampler) -> str:
+    if batches == "auto":
+        return "full" if sampler.corrected else "independent"
+    if sampler.corrected and batches != "full":
+        raise ValueError(f"batches: expected 'full' for {sampler.name!r}, got {batches!r}")
+    return batches
 
 
 def _settings(

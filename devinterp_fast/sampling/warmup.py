@@ -1,0 +1,236 @@
+"""What "auto" does where nothing is set: a sampler that can be trusted, its step size, burn-in and number of draws.
+
+Which sampler is a function of model and data size alone. Where full gradients are affordable it is HMC: accept-reject
+makes its step free of bias, and long trajectories reach what SGLD would take a hundred times the gradients for. Else it
+is SGNHT on minibatches, in two step sizes within one run, whose value is read off at step size 0. Models too large for
+either keep to SGLD with the stated rule (``defaults.py``).
+
+Everything follows from the draws: the same seed gives the same settings. All that is spent here counts as burn-in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from devinterp_fast.sampling.diagnostics import diagnose
+from devinterp_fast.sampling.run import Floats, Settings, State, Trace
+from devinterp_fast.sampling.samplers import Sampler
+
+Run = Callable[[Settings], Trace]
+
+NATIVE_WORK = 5e11
+"""Multiply-adds that a run of the native engine may take; about half a minute of one core."""
+
+TORCH_WORK = 2e10
+"""The same of the torch engine, where a call for all chains counts as 2 million at least: its time is Python's."""
+
+CALL = 2e6
+ACCEPTANCE = 0.9
+"""Of HMC. Higher than what mixes fastest: where curvature varies, a larger step sticks in the narrow places."""
+LONGEST = 128  # leapfrog steps
+SHORTEST = 8
+DRAWS = 400
+MOST_DRAWS = 3200
+ERROR = 0.025  # of the value, aimed at so that the promised 5 % are met
+STEP = 0.2  # of SGNHT while it burns in, over the stiffness; 0.1 and 0.05 when it counts
+_ROUND = 10  # trajectories between two changes of the step
+_FIRST = 40  # trajectories, or tens of steps, before the first look
+_LOOKS = 5  # at twice the length each
+_LEAST_LOOKS = 4
+_FREE = 0.98  # above this acceptance the step is too small for it to say by how much
+_RHAT = 1.1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may cost: multiply-adds of one sample's gradient, of one call beside that, and in all."""
+
+    sample: float
+    call: float
+    work: float
+
+    def gradients(self, samples: int, chains: int) -> int:
+        """How many gradients each chain may take, on so many samples."""
+        return int(self.work / (self.call + self.sample * samples * chains))
+
+
+def leapfrog_limit(budget: Budget, samples: int, chains: int) -> int:
+    """The longest mean trajectory that a run of HMC can afford; 0 where it cannot.
+
+    About 1,000 trajectories, of burn-in and draws, at the budget's full gradients.
+    """
+    most = budget.gradients(samples, chains) // 1000
+    return 0 if most < SHORTEST else min(most, LONGEST)
+
+
+def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: int) -> Settings:
+    """HMC that is ready to draw: step size by acceptance, trajectories as long as they may be, drift gone.
+
+    Trajectories double in length with the burn-in's, up to ``limit``: what short ones cannot reach shows as drift when
+    they grow. The burn-in ends when two looks in a row see none, after 320 or 640 trajectories.
+
+    Args:
+        run: runs settings.
+        settings: of the run; chains, targets and seed are taken from it.
+        stiffness: largest nbeta h + localization known.
+        limit: of the mean trajectory.
+        gradients: that each chain may take in all.
+    """
+    state: State | None = None
+    name = "mala" if settings.sampler.name == "mala" else "hmc"
+    leapfrog, calm = min(SHORTEST, limit), 0
+    lr = np.full(settings.chains, 0.25 / stiffness)
+    history: list[Floats] = []
+    spent = 0
+    targets = _targets(settings)
+    for look in range(_LOOKS):
+        sampler = replace(settings.sampler, name=name, leapfrog=leapfrog)
+        trajectories = _ROUND * len(history) or _FIRST
+        spent += trajectories * leapfrog
+        for _ in range(trajectories // _ROUND):
+            piece = replace(settings, draws=_ROUND, burn_in=0, thin=1, lr=lr, sampler=sampler, start=state)
+            trace = run(piece)
+            state, acceptance = trace.state, np.nan_to_num(trace.gauge).mean(1)
+            history.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
+            lr = lr * _regulated(acceptance, targets)
+        regulated = float(acceptance.mean()) < _FREE
+        calm = calm + 1 if regulated and settled(history) else 0
+        if calm >= 2 and look >= _LEAST_LOOKS - 1:
+            break
+        leapfrog = min(2 * leapfrog, limit)
+    draws = _draws_needed(np.concatenate(history[len(history) // 2 :], axis=1))
+    draws = max(DRAWS, min(draws, (gradients - spent) // leapfrog))
+    return replace(
+        settings, draws=draws, burn_in=0, thin=1, lr=lr, start=state,
+        sampler=replace(settings.sampler, name=name, leapfrog=leapfrog),
+    )  # fmt: skip
+
+
+def _regulated(acceptance: Floats, targets: list[np.ndarray]) -> Floats:
+    """The factor on each chain's lr: chains of one target share theirs."""
+    factor = np.ones(len(acceptance))
+    for chains in targets:
+        rate = float(acceptance[chains].mean())
+        factor[chains] = 0.25 if rate < 0.2 else 2.0 if rate > _FREE else math.exp(rate - ACCEPTANCE)
+    return factor
+
+
+def _targets(settings: Settings) -> list[np.ndarray]:
+    """The chains that sample the same density."""
+    rows = np.stack([settings.nbeta, settings.localization], 1)
+    _, group = np.unique(rows, axis=0, return_inverse=True)
+    return [np.flatnonzero(group.reshape(-1) == k) for k in range(group.max() + 1)]
+
+
+def sgnht(
+    run: Run, settings: Settings, stiffness: float, steps: int, stiffness_at: Callable[[torch.Tensor], float]
+) -> Settings:
+    """SGNHT ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
+
+    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift.
+
+    Args:
+        run: runs settings.
+        settings: of the run; chains, targets and seed are taken from it.
+        stiffness: largest nbeta h + localization known.
+        steps: that each chain may take in all.
+        stiffness_at: the same where a chain is: w (dim) -> nbeta h + localization.
+    """
+    sampler, state = replace(settings.sampler, name="sgnht"), None
+    history: list[Floats] = []
+    calm, spent, look = 0, 0, 10 * _FIRST
+    lr = STEP / stiffness
+    while spent + look <= steps // 3 and (calm < 2 or spent < steps // 8):
+        for _ in range(4):
+            piece = replace(
+                settings, draws=look // 4, burn_in=0, thin=1, lr=np.full(settings.chains, lr), sampler=sampler,
+                start=state,
+            )  # fmt: skip
+            trace = run(piece)
+            if (trace.diverged >= 0).any():  # the step was too large for where they went: from the center again
+                history, state, lr, calm = [], None, lr / 4, 0
+                break
+            state = trace.state
+            history.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
+        spent += look
+        if state is not None:
+            lr = STEP / max(stiffness_at(state.w[c]) for c in range(min(2, settings.chains)))
+            calm = calm + 1 if settled(history) else 0
+            look *= 2
+    cool = max(spent // 2, look)
+    piece = replace(
+        settings, draws=cool, burn_in=0, thin=1, lr=np.full(settings.chains, lr / 2), sampler=sampler, start=state
+    )
+    trace = run(piece)
+    late = settings.nbeta[:, None] * (trace.loss - trace.baseline)[:, cool // 2 :]
+    needed = 10 * _draws_needed(late[(trace.diverged < 0)], 1)  # two step sizes cost ten times the variance
+    count = max(2 * cool, min(needed, steps - spent - cool))
+    thin = max(1, count // 1000)
+    half = np.where(np.arange(settings.chains) % 2 == 0, lr / 2, lr / 4)
+    uniform = len(_targets(settings)) == 1 and settings.chains >= 4
+    return replace(
+        settings, draws=count // thin, burn_in=cool, thin=thin, sampler=sampler, start=trace.state,
+        lr=half if uniform else np.full(settings.chains, lr / 4),
+    )  # fmt: skip
+
+
+def settled(history: list[Floats]) -> bool:
+    """Whether the second half of what was seen lies where the quarter before it did.
+
+    Within two standard errors of the difference, taken from the spread of the rounds, or within 1 % of the value; and
+    whether the chains agree.
+
+    Shape:
+        history: rounds of (chains, draws).
+    """
+    half = len(history) // 2
+    if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
+        return False
+    rounds = np.array([np.nanmean(r) for r in history])
+    before, after = rounds[half // 2 : half], rounds[half:]
+    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    late = np.concatenate(history[half:], axis=1)
+    agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
+    return agreed and bool(abs(after.mean() - before.mean()) <= max(2 * error, 0.01 * abs(after.mean())))
+
+
+def _draws_needed(scaled: Floats, least: int = DRAWS) -> int:
+    """Draws of each chain for a standard error of 2.5 % of the value, judged by those of a pilot."""
+    scaled = scaled[np.isfinite(scaled).all(1)]
+    error = diagnose(scaled).mcse if len(scaled) else math.nan
+    value = abs(float(scaled.mean())) if len(scaled) else 0.0
+    if not (error > 0 and value > 0):
+        return least
+    needed = scaled.shape[1] * (error / (ERROR * value)) ** 2
+    return int(min(max(least, needed), MOST_DRAWS))
+
+
+def automatic(sampler: Sampler, budget: Budget, n: int, batch_size: int, chains: int) -> tuple[str, int]:
+    """Which sampler "auto" is, and its limit: ("hmc", leapfrog steps), ("sgnht", steps) or ("sgld", 0).
+
+    Args:
+        sampler: settings that the choice must respect.
+        budget: of the run.
+        n: samples of the data.
+        batch_size: of a minibatch.
+        chains: how many.
+    """
+    limit = leapfrog_limit(budget, n, chains)
+    if limit and not sampler.control_variate:
+        return "hmc", limit
+    steps = min(budget.gradients(batch_size, chains), 40_000)
+    return ("sgnht", steps) if steps >= 4000 else ("sgld", 0)
+
+
+def limit(sampler: str | Sampler, budget: Budget, n: int, batch_size: int, chains: int) -> int:
+    """The limit of ``automatic`` for a sampler that was asked for, affordable or not; arguments as there."""
+    if isinstance(sampler, Sampler) and sampler.name == "hmc":
+        return sampler.leapfrog
+    if sampler == "hmc":
+        return max(SHORTEST, leapfrog_limit(budget, n, chains))
+    return max(4000, min(budget.gradients(batch_size, chains), 40_000))
