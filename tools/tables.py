@@ -1,4 +1,4 @@
-"""Draws the README's tables from benchmarks/results/*.json; with ``--check``, says whether they are fresh."""
+"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` says whether they are fresh."""
 
 import json
 import re
@@ -70,23 +70,58 @@ def demo():
     return [*lines, "", found["verdict"]]
 
 
-TABLES = {"demo": demo, "llc": llc, "update": update}
+def curvature():
+    """Times of the spectral tasks, ours and the peers', over both workloads."""
+    found = read("curvature")
+    rows = [
+        ("eigenvalues", "ten largest eigenvalues to 1e-3"),
+        ("density", "density, 10 probes x 30 steps"),
+        ("fisher", "empirical Fisher, ten largest eigenvalues"),
+    ]
+    titles = {"W3": "MLP on digits, 26 k parameters", "W4": "attention-only transformer, 53 k parameters"}
+    lines = ["| ms | devinterp_fast | its torch engine | the others |", "|---|---|---|---|"]
+    for workload, title in titles.items():
+        for key, task in rows if workload in found else []:
+            row = found[workload][key]
+            ours = ("devinterp_fast", "devinterp_fast, torch engine")
+            others = ", ".join(
+                f"{name.split(',')[0]} {ms:,.0f} ({row['over devinterp_fast'][name]:.1f}x)"
+                for name, ms in sorted(row["ms"].items(), key=lambda item: item[1])
+                if name not in ours
+            )
+            lines.append(f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others} |")
+    if "W5" in found:
+        row = found["W5"]
+        lines += [
+            "",
+            f"The ten largest eigenvalues of a model of {row['parameters'] / 1e6:.0f} million parameters: "
+            f"{row['products']} products, {row['seconds']:.0f} s on {row['threads']} threads, "
+            f"{row['peak GiB']:.1f} GiB at the peak ({row['engine'].split('/')[0]} engine).",
+        ]
+    return lines
 
 
-def draw(text):
-    for name, table in TABLES.items():
+TABLES = {
+    README: {"demo": demo, "llc": llc, "update": update},
+    ROOT / "docs" / "curvature.md": {"curvature": curvature},
+}
+
+
+def draw(page, text):
+    for name, table in TABLES[page].items():
         body = "\n".join(table())
         text, count = re.subn(
             rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
         )
         if count != 1:
-            sys.exit(f"README.md: expected one place for table {name!r}, got {count}")
+            sys.exit(f"{page.name}: expected one place for table {name!r}, got {count}")
     return text
 
 
-old = README.read_text()
-new = draw(old)
-if "--check" not in sys.argv[1:]:
-    README.write_text(new)
-elif new != old:
-    sys.exit("README.md: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")
+for page in TABLES:
+    old = page.read_text()
+    new = draw(page, old)
+    if "--check" not in sys.argv[1:]:
+        page.write_text(new)
+    elif new != old:
+        sys.exit(f"{page.name}: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")

@@ -191,7 +191,7 @@ struct Second : SecondNorm<L> {
     const Matrix<L>& r;
     void forward() const { on(plan).forward(); }
     void backward() const { on(plan).backward(); }
-    DIF_INLINE Matrix<L> on(const Plan& p) const { return {{{p, r.w, r.g, r.s, r.batch, r.first, r.samples}}}; }
+    DIF_INLINE Matrix<L> on(const Plan& p) const { return {{{{p, r.w, r.g, r.s, r.batch, r.first, r.samples}}}}; }
   };
   DIF_INLINE One linear_in_values(const ProgramOp& op, int32_t i) const {
     One one{r.plan, r};
@@ -353,8 +353,8 @@ struct Second : SecondNorm<L> {
   }
 
   static void run(const SecondJob<T>& job) {
-    const Matrix<L> x{{{*job.plan, job.w, job.out, job.state, *job.batch, job.first, job.samples}}};
-    const Matrix<L> r{{{*job.tangent, job.w, job.out, job.scratch, *job.batch, 0, job.probes * job.samples}}};
+    const Matrix<L> x{{{{*job.plan, job.w, job.out, job.state, *job.batch, job.first, job.samples}}}};
+    const Matrix<L> r{{{{*job.tangent, job.w, job.out, job.scratch, *job.batch, 0, job.probes * job.samples}}}};
     const Second pass{{{{job, x, r}}}};
     pass.forward();
     if (job.product != product_fisher) {

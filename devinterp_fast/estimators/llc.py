@@ -18,6 +18,7 @@ from torch import nn
 
 from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
+from devinterp_fast.sampling import checkpoint as checkpoints
 from devinterp_fast.sampling import engines, jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
@@ -146,6 +147,7 @@ def estimate_llc(
     mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LLC | list[LLC]:
     """Estimates the local learning coefficient of a model at its present weights w0.
@@ -171,12 +173,15 @@ def estimate_llc(
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
         sampler: "sgld", which "auto" chooses.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, or "full".
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
+            after the other, or "full".
         mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
             "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
+        checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
+            goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
 
     Returns:
@@ -186,6 +191,7 @@ def estimate_llc(
     Raises:
         ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
         ValueError: a setting is out of range.
+        RunFolderError: the checkpoint belongs to another run, is damaged, or cannot be written.
         NumericalError: every chain diverged.
         KeyboardInterrupt: Ctrl-C before the first draw was recorded, or twice.
 
@@ -202,7 +208,12 @@ def estimate_llc(
         )
         for each in as_models(model)
     ]  # fmt: skip
-    results = jobs.run(prepared, "LLC", progress=progress)
+    if checkpoint is None:
+        results = jobs.run(prepared, "LLC", progress=progress)
+    elif len(prepared) == 1:
+        results = [checkpoints.run(prepared[0], checkpoint, "LLC", progress=progress)]
+    else:
+        raise ValueError(f"checkpoint: expected one model for the file, got {len(prepared)}")
     seconds = (time.perf_counter() - began) / len(results)
     found = [summarize(trace, job, engine, seconds) for job, (trace, engine) in zip(prepared, results, strict=False)]
     return found[0] if isinstance(model, nn.Module) else found

@@ -159,7 +159,7 @@ class Mover:
 
     def _preconditioned(self, g: Tensor, step: int) -> None:
         s = self.settings
-        held = not s.sampler.adapt and step >= s.first_step + s.burn_in
+        held = not s.sampler.adapt and step >= s.adapts_until
         moved, m, v, energy, _ = _reference.preconditioned_step(
             self.rows, self.first, self.second, g, self.center, self.lr, self.localization, self.nbeta,
             self._noise(step, _native.UPDATE_NOISE), s.sampler.momentum_decay, 1.0 if held else s.sampler.beta2,

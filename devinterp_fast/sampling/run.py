@@ -47,7 +47,8 @@ class State:
 class Settings:
     """What a run needs to know; ``lr``, ``localization`` and ``nbeta`` hold one number for each chain.
 
-    ``start`` is where an earlier run left the chains: its steps count on, so that no noise is drawn twice.
+    ``start`` is where an earlier run left the chains: its steps count on, so that no noise is drawn twice. ``settled``
+    is the step from which a learned metric stands still, None the first draw.
     """
 
     chains: int
@@ -62,6 +63,7 @@ class Settings:
     seed: int
     sampler: Sampler = field(default_factory=Sampler)
     start: State | None = None
+    settled: int | None = None
 
     @property
     def steps(self) -> int:
@@ -72,6 +74,11 @@ class Settings:
     def first_step(self) -> int:
         """Steps taken before this run."""
         return 0 if self.start is None else self.start.step
+
+    @property
+    def adapts_until(self) -> int:
+        """The step from which a learned metric stands still."""
+        return self.first_step + self.burn_in if self.settled is None else self.settled
 
     def draw_at(self, step: int) -> int | None:
         """Which draw a step records, before its update; steps are counted from the chains' beginning."""
