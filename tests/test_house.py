@@ -21,12 +21,12 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random"},
+    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random", "store"},
     {"_native", "_native_cuda", "_reference"},
     {"_ops", "_ops_cuda", "_flat", "_program"},
     {"sampling", "distributed"},
     {"estimators", "curvature", "changepoint"},
-    {"transitions", "monitor", "report", "store", "plots"},
+    {"transitions", "monitor", "report", "plots"},
     {"watch"},
     {"cli", "compat", "__main__"},
     {"__init__"},

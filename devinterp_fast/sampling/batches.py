@@ -58,6 +58,8 @@ def as_data(data: object) -> Data:
         DataError: it is empty, ragged, not finite, or holds something else than tensors.
         DeviceError: a tensor is not on the CPU.
     """
+    if isinstance(data, Data):
+        return data
     if isinstance(data, DataLoader | Dataset):
         data = _read(data)
     if isinstance(data, Tensor):

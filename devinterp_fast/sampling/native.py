@@ -8,7 +8,7 @@ steps are grouped into calls, or on which other chains run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -292,9 +292,14 @@ class NativeRun:
         start: State | None = None,
         settled: int | None = None,
         moments: bool = False,
+        w: Tensor | None = None,
+        step: int = 0,
+        diverged: np.ndarray[Any, Any] | None = None,
     ) -> None:
         """Chains start at ``center`` (dim) or (chains, dim), or at the ``start`` that an earlier run left.
 
+        A run that was cut short goes on from its own ``w``, ``step`` and ``diverged`` (and momenta, if it has any, in
+        ``start`` with ``step`` 0); draws are then numbered as in the whole run.
         ``anchor`` (dim) is the full gradient at the center, for a sampler with control variates; ``settled`` the step
         from which a learned metric stands still (None: the first draw); ``moments`` keeps those of w over the draws.
         """
@@ -309,7 +314,11 @@ class NativeRun:
         self.sampler = Sampler() if sampler is None else sampler
         if start is None:
             start = State.at(self.center, self.chains, self.sampler)
-        self.begun = self.step = start.step
+        self.begun, self.step = start.step, start.step + step
+        if w is not None:
+            start = replace(start, w=w)
+        if diverged is not None:
+            start = replace(start, diverged=diverged)
         self.w, self.first, self.second = (
             x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
             for x in (start.w, start.first, start.second)
@@ -414,8 +423,8 @@ class NativeRun:
     @property
     def state(self) -> State:
         """Where the chains are: what a later run takes as ``start``."""
-        copies = (x.clone() for x in (self.w, self.first, self.second))
-        return State(self.step, *copies, self.thermostat.copy(), self.diverged.copy())
+        w, first, second = (x.clone() for x in (self.w, self.first, self.second))
+        return State(self.step, w, first, second, self.thermostat.copy(), self.diverged.copy())
 
     def finish(
         self,

@@ -93,8 +93,9 @@ class Trace:
     Shape:
         loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains, draws),
         d . (nbeta g) of the step (weighted with its metric); gauge: (chains, draws), what tells whether the step is
-        right: of SGLD d . d (so weighted), with momentum the mean p^2, of HMC the probability of acceptance; diverged:
-        (chains), the first step whose loss was not finite, or -1. Draws not reached by an interrupted run are NaN.
+        right: of SGLD the virial (w - center) . (nbeta g), NaN where it was not taken; with momentum the mean p^2; of
+        HMC the probability of acceptance; diverged: (chains), the first step whose loss was not finite, or -1. Draws
+        not reached by an interrupted run are NaN.
     """
 
     loss: Floats

@@ -112,8 +112,8 @@ class TorchEngine:
         s = self.settings
         with undisturbed(self.where.dim, s.batch_size):
             state = State.at(self.center, s.chains, s.sampler) if s.start is None else copy.deepcopy(s.start)
-            blank = (np.full((s.chains, s.draws), np.nan) for _ in range(4))
-            trace = Trace(*blank, diverged=state.diverged, state=state)
+            loss, baseline, energy, gauge = (np.full((s.chains, s.draws), np.nan) for _ in range(4))
+            trace = Trace(loss, baseline, energy, gauge, state.diverged, state)
             # One chain at a time needs the memory of one while no run goes on from where it ends.
             row = self.where.block(1).copy_(self.center)
             if self.together and self._vmap_knows(row):
