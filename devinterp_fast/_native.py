@@ -17,6 +17,7 @@ from devinterp_fast.errors import DeviceError, DTypeError, ShapeError
 UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES, LABELS = range(5)
 """Streams: the fourth word of a noise address. No two purposes share one."""
 
+SHARED = 0xFFFFFFFF
 """The chain number under which all chains draw a shared batch."""
 
 
