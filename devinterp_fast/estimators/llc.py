@@ -180,12 +180,12 @@ def estimate_llc(
         localization: strength of the pull to w0, one or one for each chain; "auto" is 1.
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
-        sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are left
-            alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
+        sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are
+            left alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
             models too large for either.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
-            after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data
+            one after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
         mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
             "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
