@@ -81,8 +81,8 @@ def curvature():
     titles = {"W3": "MLP on digits, 26 k parameters", "W4": "attention-only transformer, 53 k parameters"}
     lines = ["| ms | devinterp_fast | its torch engine | the others |", "|---|---|---|---|"]
     for workload, title in titles.items():
-        for key, task in rows if workload in found else []:
-            row = found[workload][key]
+        for key, task in rows:
+            row = found[f"{workload} {key}"]
             ours = ("devinterp_fast", "devinterp_fast, torch engine")
             others = ", ".join(
                 f"{name.split(',')[0]} {ms:,.0f} ({row['over devinterp_fast'][name]:.1f}x)"
