@@ -246,13 +246,13 @@ def large() -> dict[str, float]:
     w = workloads.w5()
     torch.set_num_threads(2)
     start = time.perf_counter()
-    found = dif.eigsh(dif.hessian(w.model, w.loss, (w.x, w.y)), K)
+    found = dif.eigsh(dif.hessian(w.model, w.loss, (w.x, w.y)), K, tol=1e-2)
     seconds = time.perf_counter() - start
     assert not found.warnings, found.warnings
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "parameters": sum(p.numel() for p in w.model.parameters()), "seconds": seconds, "peak GiB": peak,
-        "products": found.matvecs[0], "engine": found.engine, "threads": 2,
+        "products": found.matvecs[0], "engine": found.engine, "threads": 2, "tol": 1e-2,
     }  # fmt: skip
 
 
