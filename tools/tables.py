@@ -81,20 +81,24 @@ def curvature():
     titles = {"W3": "MLP on digits, 26 k parameters", "W4": "attention-only transformer, 53 k parameters"}
     lines = ["| ms | devinterp_fast | its torch engine | the others |", "|---|---|---|---|"]
     for workload, title in titles.items():
-        for key, task in rows if workload in found else []:
-            row = found[workload][key]
+        for key, task in rows:
+            row = found.get(f"{workload} {key}")
+            if row is None:
+                continue
             ours = ("devinterp_fast", "devinterp_fast, torch engine")
             others = ", ".join(
                 f"{name.split(',')[0]} {ms:,.0f} ({row['over devinterp_fast'][name]:.1f}x)"
                 for name, ms in sorted(row["ms"].items(), key=lambda item: item[1])
                 if name not in ours
             )
-            lines.append(f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others} |")
+            lines.append(
+                f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others or '-'} |"
+            )
     if "W5" in found:
         row = found["W5"]
         lines += [
             "",
-            f"The ten largest eigenvalues of a model of {row['parameters'] / 1e6:.0f} million parameters: "
+            f"The ten largest eigenvalues of {row['parameters'] / 1e6:.0f} million parameters to {row['tol']:g}: "
             f"{row['products']} products, {row['seconds']:.0f} s on {row['threads']} threads, "
             f"{row['peak GiB']:.1f} GiB at the peak ({row['engine'].split('/')[0]} engine).",
         ]

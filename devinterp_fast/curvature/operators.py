@@ -326,4 +326,5 @@ def make(
                     f"backend: expected a matrix that the native engine knows, got one where {why}"
                 ) from None
             reason = str(why)
+    problem = problem.apart()
     return made(kind, problem, Graphs(problem, build, batch_size), reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ class Problem:
     """A loss at given weights, checked.
 
     Attributes:
-        model: a private copy.
+        model: the user's own; ``apart`` gives one whose forward hooks and buffers are nobody else's.
         objective: the loss.
         data: all samples.
         where: layout of the trainable parameters.
@@ -51,6 +51,10 @@ class Problem:
     def dim(self) -> int:
         """How many coordinates count."""
         return self.where.dim if self.index is None else len(self.index)
+
+    def apart(self) -> Problem:
+        """The same problem with a private copy of the model, its buffers as they are now."""
+        return replace(self, model=private_copy(self.model))
 
     def widen(self, rows: Tensor) -> Tensor:
         """Vectors over the coordinates that count, as vectors over all. Shape: (..., m) -> (..., dim)."""
@@ -89,8 +93,7 @@ def pose(
         index = None if flat.all() else torch.nonzero(flat)[:, 0]
     with undisturbed(where.dim, samples.n):
         objective = Objective(loss_fn, model, samples)
-        copy = private_copy(model)
-        weights, others = _weights(copy, where, checkpoints)
+        weights, others = _weights(model, where, checkpoints)
         choice = engines.choose(backend, model, objective, samples)
         if any(others) and choice.program is not None:
             if backend == "native":
@@ -99,7 +102,7 @@ def pose(
                     f"got another {min(min(o) for o in others if o)!r}"
                 )
             choice = engines.Choice("torch", "the checkpoints differ in more than their trainable parameters", None)
-        problem = Problem(copy, objective, samples, where, weights, others, index, checkpoints is not None, choice)
+        problem = Problem(model, objective, samples, where, weights, others, index, checkpoints is not None, choice)
         _check_used(problem)
     return problem
 
