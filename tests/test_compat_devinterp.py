@@ -78,7 +78,7 @@ def test_the_summary_has_the_keys_of_1_3():
 def test_it_is_the_estimate_of_estimate_llc():
     mine = dif.estimate_llc(
         regression(), nn.MSELoss(), (X, Y), chains=3, draws=12, burn_in=4, lr=1e-4, localization=5.0, nbeta=60.0,
-        batch_size=50, batches="independent", seed=0, progress=False,
+        batch_size=50, batches="epoch", seed=0, progress=False,
     )  # fmt: skip
     found = summary()
     np.testing.assert_array_equal(found["loss/trace"], mine.trace["loss"].to_numpy().astype(np.float32))
@@ -86,7 +86,7 @@ def test_it_is_the_estimate_of_estimate_llc():
     twice = summary(grad_accum_steps=2)
     mine = dif.estimate_llc(
         regression(), nn.MSELoss(), (X, Y), chains=3, draws=12, burn_in=4, lr=1e-4, localization=5.0, nbeta=60.0,
-        batch_size=100, batches="independent", seed=0, progress=False,
+        batch_size=100, batches="epoch", seed=0, progress=False,
     )  # fmt: skip
     assert twice["llc/mean"] == pytest.approx(mine.value, rel=1e-12)
 
@@ -226,7 +226,7 @@ def test_mala_acceptance():
     assert found["mala_accept/trace"].shape == (3, 11)
     mine = dif.mala_acceptance(
         regression(), nn.MSELoss(), (X, Y), chains=3, draws=12, burn_in=4, lr=1e-4, localization=5.0, nbeta=60.0,
-        batch_size=50, batches="independent", progress=False,
+        batch_size=50, batches="epoch", progress=False,
     )  # fmt: skip
     np.testing.assert_allclose(found["mala_accept/trace"], mine.probabilities[:, 1:], rtol=1e-6)
     assert found["mala_accept/mean"] == pytest.approx(mine.probabilities[:, 1:].mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import devinterp_fast as dif
 from devinterp_fast import _native
-from devinterp_fast.errors import DataError, LossError, ModelError
+from devinterp_fast.errors import DataError, DeviceError, LossError, ModelError
 from devinterp_fast.estimators.draws import jackknife
 from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.prepare import prepare
@@ -31,6 +32,11 @@ def network(seed=3):
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).eval()
 
 
+def everything(models):
+    first = models if isinstance(models, nn.Module) else models[0]
+    return torch.ones(sum(p.numel() for p in first.parameters())) > 0
+
+
 ROW = [network(seed) for seed in range(3)]
 EVERY = {
     "estimate_llc": dif.estimate_llc,
@@ -38,7 +44,7 @@ EVERY = {
     "estimate_wbic": dif.estimate_wbic,
     "variance_llc": dif.variance_llc,
     "two_temperature_llc": dif.two_temperature_llc,
-    "susceptibilities": lambda m, f, d, **s: dif.susceptibilities(m, f, d, {"all": torch.ones(26) > 0}, **s),
+    "susceptibilities": lambda m, f, d, **s: dif.susceptibilities(m, f, d, {"all": everything(m)}, **s),
     "influence": lambda m, f, d, **s: dif.influence(m, f, d, (X[:2], Y[:2]), **s),
     "loss_kernel": dif.loss_kernel,
     "posterior_covariance": lambda m, f, d, **s: dif.posterior_covariance(m, f, d, k=2, **s),
@@ -435,6 +441,34 @@ def test_bad_settings():
     refused(ValueError, text, lambda: dif.posterior_covariance(ROW[0], LOSS, (X, Y), passes=1, **QUICK))
     with pytest.raises(TypeError, match="got an unexpected keyword argument 'step'"):
         dif.estimate_waic(ROW[0], LOSS, (X, Y), step=3)
+
+
+@ALL
+def test_models_that_cannot_run_here(estimate):
+    class Locked(nn.Linear):
+        """Holds what cannot be copied, nor pickled."""
+
+        def __init__(self):
+            super().__init__(3, 2)
+            self.lock = threading.Lock()
+
+    class Elsewhere(nn.Linear):
+        """Wants a GPU."""
+
+        def forward(self, x):
+            return super().forward(x.cuda())
+
+    refused(
+        ModelError,
+        "model: expected a module that copy.deepcopy can copy, got cannot pickle '_thread.lock' object",
+        lambda: estimate(Locked(), LOSS, (X, Y), **{**QUICK, "backend": "torch"}),
+    )
+    if not torch.cuda.is_available():
+        refused(
+            DeviceError,
+            "model: expected a forward that runs on the cpu, got ",
+            lambda: estimate(Elsewhere(3, 2), LOSS, (X, Y), **QUICK),
+        )
 
 
 @ALL

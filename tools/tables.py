@@ -1,4 +1,4 @@
-"""Draws the tables of README and docs from benchmarks/results/*.json; with ``--check`` says whether they are fresh."""
+"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` asks if they are fresh."""
 
 import json
 import re
@@ -156,10 +156,42 @@ def samplers():
     return lines
 
 
+def same_call():
+    """One call of devinterp 1.3, and only the import changed."""
+    found = read("estimators")
+    lines = ["| the same call | devinterp 1.3.2 | here | joint error | speed-up |", "|---|---|---|---|---|"]
+    for name in ("W1", "W3", "regression"):
+        row = found.get(f"same call, {name}")
+        if row:
+            llc = row["llc"]
+            lines.append(
+                f"| {name}, {row['draws']} draws | {llc['devinterp 1.3.2']:.3g} | {llc['devinterp_fast']:.3g} | "
+                f"{llc['joint error']:.2g} | {row['devinterp over devinterp_fast']:.0f}x |"
+            )
+    return lines
+
+
+def estimators():
+    """What watching a run costs."""
+    found = read("estimators")
+    rows = {name: found[f"cost, {name}"] for name in ("W1", "W3") if f"cost, {name}" in found}
+    heads = [f"{name}: {r['parameters']:,} parameters, {r['samples']:,} samples" for name, r in rows.items()]
+    lines = [
+        f"| time over that of `estimate_llc`, every draw watched | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(rows),
+    ]
+    first = next(iter(rows.values()))["over estimate_llc"]
+    for name in sorted(first, key=lambda name: first[name]):
+        lines.append(f"| `{name}` | " + " | ".join(f"{r['over estimate_llc'][name]:.1f}" for r in rows.values()) + " |")
+    return lines
+
+
 TABLES = {
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature},
+    ROOT / "docs" / "estimators.md": {"estimators": estimators},
+    ROOT / "docs" / "migration.md": {"same call": same_call},
 }
 
 

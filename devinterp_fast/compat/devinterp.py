@@ -208,7 +208,7 @@ def sample(
         prepare(
             model, loss_fn, samples, chains=each, draws=num_draws, burn_in=num_burnin_steps, thin=num_steps_bw_draws,
             lr=every["lr"], localization=every.get("localization", 0.0), nbeta=every["nbeta"], sampler=sampler,
-            batch_size=loader.batch_size * grad_accum_steps, mask=mask, seed=number,
+            batch_size=loader.batch_size * grad_accum_steps, batches="epoch", mask=mask, seed=number,
         )
         for number in seeds
     ]  # fmt: skip

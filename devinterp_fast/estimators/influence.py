@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
+import torch
 from torch import nn
 
 from devinterp_fast.estimators.accumulators import Values
@@ -191,7 +192,8 @@ class _Covariance:
 
     def _sums(self, chain: int) -> tuple[Floats, ...]:
         a, b = self.a[chain].astype(np.float64), self.b[chain].astype(np.float64)
-        return a.T @ b, a.sum(0), b.sum(0)
+        product: Floats = (torch.from_numpy(a).t() @ torch.from_numpy(b)).numpy()  # on as many threads as torch may use
+        return product, a.sum(0), b.sum(0)
 
     def __call__(self, chains: Chains) -> Floats:
         cross, a, b = self.total

@@ -18,8 +18,7 @@ from torch import nn
 
 from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
-from devinterp_fast.sampling import checkpoint as checkpoints
-from devinterp_fast.sampling import engines, jobs
+from devinterp_fast.sampling import engines, jobs, resume
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.diagnostics import (
@@ -123,7 +122,14 @@ class LLC:
 
 
 @overload
-def estimate_llc(model: nn.Module, loss_fn: LossFn, data: object, **settings: Unpack[RunOptions]) -> LLC: ...
+def estimate_llc(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: object,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **settings: Unpack[RunOptions],
+) -> LLC: ...
 @overload
 def estimate_llc(
     model: Sequence[nn.Module], loss_fn: LossFn, data: object, **settings: Unpack[RunOptions]
@@ -178,8 +184,8 @@ def estimate_llc(
             left alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD
             for models too large for either.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, "epoch" by epoch, or "full"; "auto" is "full" for
-            samplers with accept-reject, else "independent".
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
+            after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
         mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
             "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
@@ -215,10 +221,10 @@ def estimate_llc(
     ]  # fmt: skip
     if checkpoint is None:
         results = jobs.run(prepared, "LLC", progress=progress)
-    elif len(prepared) == 1:
-        results = [checkpoints.run(prepared[0], checkpoint, "LLC", progress=progress)]
+    elif isinstance(model, nn.Module):
+        results = [resume.run(prepared[0], checkpoint, "LLC", progress=progress)]
     else:
-        raise ValueError(f"checkpoint: expected one model for the file, got {len(prepared)}")
+        raise ValueError(f"checkpoint: expected one model to run, got {len(prepared)}")
     seconds = (time.perf_counter() - began) / len(results)
     found = [summarize(trace, job, engine, seconds) for job, (trace, engine) in zip(prepared, results, strict=False)]
     return found[0] if isinstance(model, nn.Module) else found
