@@ -17,7 +17,7 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import ModelError
 from devinterp_fast.estimators import exact
 from devinterp_fast.sampling import warmup
-from devinterp_fast.sampling.diagnostics import apart, extrapolation, lost_at
+from devinterp_fast.sampling.diagnostics import diagnose, extrapolation, lost_at, targets_of
 from devinterp_fast.sampling.masks import mask_of
 from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import Sampler
@@ -146,10 +146,17 @@ def test_extrapolation_is_the_intercept_of_a_line():
 def test_unlike_targets_are_not_pooled():
     s = settings([1.0, 1.0, 2.0, 2.0])
     rng = np.random.default_rng(0)
-    draws = rng.standard_normal((4, 50)) + np.array([0, 0, 7, 7])[:, None]
-    moved = apart(draws, s, np.ones(4, bool))
-    assert moved[:2].mean() == pytest.approx(moved[2:].mean())
-    assert moved.mean() == pytest.approx(draws.mean())
+    draws = rng.standard_normal((4, 200)) * np.array([1, 1, 9, 9])[:, None] + np.array([0, 0, 7, 7])[:, None]
+    targets = targets_of(s, np.ones(4, bool))
+    assert targets.tolist() == [0, 0, 1, 1]
+    kept = draws.copy()
+    apart, pooled = diagnose(draws, targets), diagnose(draws)
+    np.testing.assert_array_equal(draws, kept)
+    assert apart.rhat == max(diagnose(draws[:2]).rhat, diagnose(draws[2:]).rhat) < 1.05 < 1.3 < pooled.rhat
+    # independent draws: the variance of the mean is the mean variance over 800; known to a tenth
+    assert apart.mcse == pytest.approx(math.sqrt((1 + 81) / 2 / 800), rel=0.1)
+    split = draws + np.array([0, 0, -40, 40])[:, None]
+    assert diagnose(split, targets).rhat > 1.3
 
 
 def test_a_chain_that_ran_away_is_left_out_though_finite():

@@ -23,12 +23,12 @@ from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.diagnostics import (
     Diagnostics,
-    apart,
     diagnose,
     every_chain_falls,
     extrapolation,
     lost_at,
     step_biases,
+    targets_of,
 )
 from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
@@ -181,8 +181,8 @@ def estimate_llc(
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
         sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are
-            left alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
-            models too large for either.
+            left alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD
+            for models too large for either.
         batch_size: samples of a minibatch.
         batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data
             one after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
@@ -273,7 +273,7 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
     taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
     per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
     weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
-    doubt = diagnose(apart(scaled[healthy], settings, healthy), share=float((weights**2).sum() * len(weights)))
+    doubt = diagnose(scaled[healthy], targets_of(settings, healthy), share=float((weights**2).sum() * len(weights)))
     value = float(weights @ per_chain[healthy])
     plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
     extrapolated = np.ptp(weights) > 0

@@ -59,15 +59,17 @@ def _number(function: Any, draws: Floats, **options: Any) -> float:
         return float(function(draws, chain_axis=0, draw_axis=1, **options))
 
 
-def diagnose(draws: Floats, share: float = 1.0) -> Diagnostics:
+def diagnose(draws: Floats, targets: npt.NDArray[np.int64] | None = None, share: float = 1.0) -> Diagnostics:
     """Diagnoses the mean of a quantity.
 
     Args:
         draws: of the quantity.
+        targets: which chains ought to agree: those of one number. None: all. R-hat is the largest of any target, and
+            the spread between targets is no error.
         share: variance of the weighted mean that is wanted over that of the plain mean: chains sum of weights^2.
 
     Shape:
-        draws: (chains, draws), finite.
+        draws: (chains, draws), finite; targets: (chains,).
 
     Source:
         Vehtari, Gelman, Simpson, Carpenter, Bürkner (2021), Bayesian Analysis 16(2); computed by ArviZ.
@@ -79,7 +81,12 @@ def diagnose(draws: Floats, share: float = 1.0) -> Diagnostics:
     if np.ptp(means) == 0.0:
         return Diagnostics(0.0, math.nan, math.nan, 0.0)
     per_block = count // means.shape[1]
-    rhat = _number(array_stats.rhat, means) if chains > 1 else math.nan
+    groups = [np.arange(chains)] if targets is None else [np.flatnonzero(targets == k) for k in np.unique(targets)]
+    each = [_number(array_stats.rhat, means[group]) for group in groups if len(group) > 1]
+    rhat = max((r for r in each if not math.isnan(r)), default=math.nan)
+    center = means.mean()
+    for group in groups if len(groups) > 1 else ():
+        means[group] += center - means[group].mean()
     ess = min(_number(array_stats.ess, means, method="mean") * per_block, float(chains * count))
     mcse = _number(array_stats.mcse, means, method="mean") * math.sqrt(share)
     return Diagnostics(mcse, rhat, ess, _drift(means))
@@ -179,20 +186,14 @@ def lost_at(trace: Trace, settings: Settings, scaled: Floats, moving: int) -> np
     return lost
 
 
-def apart(scaled: Floats, settings: Settings, healthy: npt.NDArray[np.bool_]) -> Floats:
-    """The draws with each target's own mean moved to the mean of all: chains of unlike settings need not agree.
+def targets_of(settings: Settings, healthy: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The same number for chains of the same step, temperature and localization.
 
     Shape:
-        scaled: (healthy chains, draws), alike returned; healthy: (chains,).
+        healthy: (chains,); returns (healthy chains,).
     """
     rows = np.stack([settings.lr, settings.nbeta, settings.localization], 1)[healthy]
-    _, group = np.unique(rows, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    if group.max() == 0:
-        return scaled
-    means = np.array([scaled[group == k].mean() for k in range(group.max() + 1)])
-    moved: Floats = scaled - means[group][:, None] + scaled.mean()
-    return moved
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def extrapolation(settings: Settings, healthy: npt.NDArray[np.bool_]) -> Floats:
