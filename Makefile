@@ -22,6 +22,9 @@ CMAKE_FILES := CMakeLists.txt csrc/CMakeLists.txt csrc/cuda.cmake tests/native/C
 
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export CMAKE_ARGS := $(CMAKE_ARGS) -DDIF_WERROR=$(WERROR)
+# Where nvcc is found: machine code for Turing and Ampere and the PTX that serves what came later are quickly compiled.
+# `make wheels` takes the whole list of csrc/cuda.cmake.
+export CUDAARCHS ?= 75-real;80
 # gersemi, auditwheel and ctest call tools that pip put there
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -119,7 +122,7 @@ cuda-check: $(VENV)/.test
 # A wheel that names its ABI and a manylinux tag, then a fresh environment that runs it without a compiler.
 wheels: $(VENV)/.dev
 	rm -rf build/wheel dist
-	$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	env -u CUDAARCHS $(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(if $(filter Linux,$(shell uname)),$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl,mkdir dist && cp build/wheel/*.whl dist)
 	$(BIN)/python tools/try_wheel.py dist/*.whl
 

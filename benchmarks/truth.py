@@ -11,14 +11,15 @@ seeds against exact finite-n values), "samplers" (each at three step sizes).
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
-from harness import record
+from harness import RESULTS, record
 from truth_systems import NBETA, System, crossing, deep_linear, random_deep_linear, regular, superposition
 
 import devinterp_fast as dif
@@ -76,82 +77,83 @@ def score(rows: list[dict[str, Any]], against: str = "target") -> dict[str, Any]
     }
 
 
-def show(title: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    result = {"against the target": score(rows), "against lambda": score(rows, "lambda")}
-    print(title, result["against the target"], "| lambda:", result["against lambda"], flush=True)
-    return result
+class Rows:
+    """The rows of one part, written after each: a run that was stopped goes on where it was."""
 
+    def __init__(self, part: str, fresh: bool):
+        path = RESULTS / "truth.json"
+        known = json.loads(path.read_text()) if path.exists() and not fresh else {}
+        self.part, self.rows = part, known.get(part, {}).get("rows", {})
 
-def report(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    kept = []
-    for row in rows:
-        kept.append(row)
+    def add(self, group: str, name: str, call: Callable[[], dict[str, Any]]) -> None:
+        rows = self.rows.setdefault(group, {})
+        if name in rows:
+            return
+        row = rows[name] = call()
+        scores = {key: scored(list(found.values())) for key, found in self.rows.items()}
+        record("truth", {self.part: {"scores": scores, "rows": self.rows}})
         print(
-            f"  {row['system']:<40} lambda {row['lambda']:8.2f} target {row['target']:8.2f} "
-            f"value {row['value']:8.2f} ± {row['mcse']:.2f} ({100 * (row['value'] / row['target'] - 1):+.1f} %) "
-            f"{row.get('sampler', '')} {row['seconds']:.1f} s {row['warnings']}",
+            f"{group:<20} {name:<36} lambda {row['lambda']:8.2f} target {row['target']:8.2f} value {row['value']:8.2f} "
+            f"± {row['mcse']:.2f} ({100 * (row['value'] / row['target'] - 1):+.1f} %) {row.get('sampler', '')} "
+            f"{row['seconds']:.1f} s {row['warnings']}",
             flush=True,
         )
-    return kept
+
+    def close(self) -> None:
+        for key, found in self.rows.items():
+            print(key, scored(list(found.values())))
 
 
-def default(nets: int) -> None:
+def scored(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    z = np.array([(row["value"] - row["target"]) / row["mcse"] for row in rows])
+    covered = float((np.abs(z) < 1.96).mean())
+    return {"target": score(rows), "lambda": score(rows, "lambda"), "covered": covered, "mean z": float(z.mean())}
+
+
+def default(rows: Rows, nets: int) -> None:
     """Nothing set but nbeta."""
-    families: dict[str, list[System]] = {
-        "regular": [regular(d, d) for d in (2, 4, 16, 64)],
-        "normal crossings": [crossing(p) for p in ([1, 1], [1, 1, 1], [1, 2], [2, 2], [2, 3])],
-        "reduced rank": [
-            deep_linear(w, r, HELD_OUT + i, family="reduced rank") for i, (w, r) in enumerate(REDUCED_RANK)
-        ],
-        "random deep linear": [random_deep_linear(HELD_OUT + i) for i in range(nets)],
-        "superposition": [superposition(name) for name in ("5-", "5+", "6")],
-    }
-    results = {}
-    for family, systems in families.items():
-        rows = report(run(system) for system in systems)
-        results[family] = {**show(family, rows), "rows": rows}
-    record("truth", {"default": results})
+    for d in (2, 4, 16, 64):
+        rows.add("regular", f"d={d}", lambda d=d: run(regular(d, d)))
+    for powers in ([1, 1], [1, 1, 1], [1, 1, 1, 1]):
+        rows.add("normal crossings", f"{powers}", lambda powers=powers: run(crossing(powers)))
+    for i, (widths, rank) in enumerate(REDUCED_RANK):
+        system = deep_linear(widths, rank, HELD_OUT + i, family="reduced rank")
+        rows.add("reduced rank", system.name, lambda system=system: run(system))
+    for name in ("5-", "5+", "6"):
+        rows.add("superposition", name, lambda name=name: run(superposition(name)))
+    for i in range(nets):
+        system = random_deep_linear(HELD_OUT + i)
+        rows.add("random deep linear", system.name, lambda system=system: run(system))
 
 
-def minibatch(nets: int) -> None:
-    rows = report(run(random_deep_linear(HELD_OUT + i, SAMPLES), sampler="sgnht") for i in range(nets))
-    record("truth", {"minibatch": {**show("minibatches", rows), "rows": rows}})
+def minibatch(rows: Rows, nets: int) -> None:
+    for i in range(nets):
+        system = random_deep_linear(HELD_OUT + i, SAMPLES)
+        rows.add("minibatches", system.name, lambda system=system: run(system, sampler="sgnht"))
 
 
-def coverage(nets: int) -> None:
+def coverage(rows: Rows, nets: int) -> None:
     """The 95 % interval against exact finite-n values, over seeds."""
-    systems = [regular(d, d) for d in (2, 4, 16)] + [crossing(p) for p in ([1, 1], [1, 1, 1])]
-    found = {}
-    for system in systems:
-        rows = [run(system, seed) for seed in range(nets)]
-        z = np.array([(row["value"] - row["target"]) / row["mcse"] for row in rows])
-        found[system.name] = {
-            "runs": len(z), "covered": float((np.abs(z) < 1.96).mean()), "mean z": float(z.mean()),
-            "sd z": float(z.std()),
-        }  # fmt: skip
-        print(system.name, found[system.name], flush=True)
-    all_runs = sum(row["runs"] for row in found.values())
-    covered = sum(row["runs"] * row["covered"] for row in found.values()) / all_runs
-    print("coverage", covered, "of", all_runs)
-    record("truth", {"coverage": {"systems": found, "covered": covered, "runs": all_runs}})
+    for k, system in enumerate([regular(d, d) for d in (2, 4, 16)] + [crossing(p) for p in ([1, 1], [1, 1, 1])]):
+        for seed in range(1000 * k, 1000 * k + nets):  # one noise for each run: systems share none
+            rows.add(system.name, f"seed {seed}", lambda system=system, seed=seed: run(system, seed))
 
 
-def samplers(nets: int) -> None:
+def samplers(rows: Rows, nets: int) -> None:
     """Each sampler at three step sizes, 4,000 steps of burn-in and 4,000 draws of 8 chains (HMC: a tenth, of 16)."""
-    results = {}
-    for name in ("sgld", "rmsprop_sgld", "adam_sgld", "sghmc", "sgnht", "mala", "hmc"):
-        corrected = name in ("mala", "hmc")
-        count = 400 if name == "hmc" else 4000
-        for step in STEPS:
-            rows = []
-            for i in range(nets):
-                system = random_deep_linear(HELD_OUT + i, None if corrected else SAMPLES)
-                auto = prepare(system.model, system.loss, system.data, nbeta=NBETA, draws=1)
-                metric = 0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0  # the metric is 1 / epsilon at w0
-                lr = step / 0.2 * float(auto.settings.lr[0]) * metric
-                rows.append(attempt(system, lr=lr, sampler=Sampler(name), draws=count, burn_in=count))
-            results[f"{name} {step:g}"] = show(f"{name} {step:g}", rows)
-    record("truth", {"samplers": results})
+    for i in range(nets):
+        for name in ("sgld", "rmsprop_sgld", "adam_sgld", "sghmc", "sgnht", "mala", "hmc"):
+            corrected = name in ("mala", "hmc")
+            count = 400 if name == "hmc" else 4000
+            system = random_deep_linear(HELD_OUT + i, None if corrected else SAMPLES)
+            auto = prepare(system.model, system.loss, system.data, nbeta=NBETA, draws=1)
+            metric = 0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0  # the metric is 1 / epsilon at w0
+            for step in STEPS:
+                options = {"lr": step / 0.2 * float(auto.settings.lr[0]) * metric, "sampler": Sampler(name)}
+                options |= {"draws": count, "burn_in": count}
+                rows.add(
+                    f"{name} {step:g}", system.name, lambda system=system, options=options: attempt(system, **options)
+                )
 
 
 PARTS = {"default": (default, 40), "minibatch": (minibatch, 20), "coverage": (coverage, 40), "samplers": (samplers, 8)}
@@ -160,8 +162,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", choices=PARTS, action="append")
     parser.add_argument("--nets", type=int)
+    parser.add_argument("--fresh", action="store_true", help="forget the rows of earlier runs")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     for part in chosen.part or PARTS:
         call, count = PARTS[part]
-        call(chosen.nets or count)
+        rows = Rows(part, chosen.fresh)
+        call(rows, chosen.nets or count)
+        rows.close()

@@ -130,7 +130,7 @@ def crossing(powers: list[int]) -> System:
 
 def quadrature(powers: list[int], nbeta: float = NBETA, localization: float = LOCALIZATION) -> float:
     """E[nbeta K] of exp(-nbeta K - localization |w|^2 / 2), even in each w: by the trapezoidal rule in ln |w_i|."""
-    points = 4000 if len(powers) == 2 else 400
+    points = {2: 4000, 3: 400, 4: 100}[len(powers)]
     s = np.linspace(math.log(1e-9), math.log(12 / math.sqrt(localization)), points)
     axes = np.meshgrid(*[s] * len(powers), indexing="ij", sparse=True)
     log_k = math.log(nbeta / 2) + sum(2 * k * axis for k, axis in zip(powers, axes, strict=True))

@@ -17,11 +17,17 @@ __all__: list[str] = [
     "Program",
     "StageDetector",
     "compiler",
+    "gram_schmidt_f32",
+    "gram_schmidt_f64",
     "has_second",
     "isa",
     "isa_available",
     "multiply_adds",
     "normals_f32",
+    "rademacher_dot_f32",
+    "rademacher_dot_f64",
+    "rademacher_f32",
+    "rademacher_f64",
     "sampler_step_f32",
     "sgld_step_f32",
     "use_isa",
@@ -50,6 +56,7 @@ class StageDetector:
         loss: bool,
         delta: typing.SupportsFloat | typing.SupportsIndex,
         z: typing.SupportsFloat | typing.SupportsIndex,
+        z_own: typing.SupportsFloat | typing.SupportsIndex,
         z_given: typing.SupportsFloat | typing.SupportsIndex,
         kappa: typing.SupportsFloat | typing.SupportsIndex,
         size: typing.SupportsFloat | typing.SupportsIndex,
@@ -290,6 +297,10 @@ class Curvature32:
         self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
     ) -> None:
         """Out (checkpoints, total): gradients of the mean loss."""
+    def gram(
+        self, out: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, n, n): products of per-sample gradients over n."""
     def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
         """Out (checkpoints, count) float64: per-sample losses."""
     def product(
@@ -335,6 +346,10 @@ class Curvature64:
         self, out: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex
     ) -> None:
         """Out (checkpoints, total): gradients of the mean loss."""
+    def gram(
+        self, out: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (checkpoints, n, n): products of per-sample gradients over n."""
     def losses(self, out: typing.SupportsInt | typing.SupportsIndex) -> None:
         """Out (checkpoints, count) float64: per-sample losses."""
     def product(
@@ -394,6 +409,46 @@ class GlrDetector:
 def compiler() -> str:
     """The compiler that built this module."""
 
+def gram_schmidt_f32(
+    u: typing.SupportsInt | typing.SupportsIndex,
+    u_ld: typing.SupportsInt | typing.SupportsIndex,
+    basis: typing.SupportsInt | typing.SupportsIndex,
+    chain_ld: typing.SupportsInt | typing.SupportsIndex,
+    vector_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    known: typing.SupportsInt | typing.SupportsIndex,
+    gram: typing.SupportsInt | typing.SupportsIndex,
+    gram_chain_ld: typing.SupportsInt | typing.SupportsIndex,
+    gram_ld: typing.SupportsInt | typing.SupportsIndex,
+    coefficients: typing.SupportsInt | typing.SupportsIndex,
+    coefficients_ld: typing.SupportsInt | typing.SupportsIndex,
+    norms: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """U (chains, dim) made orthogonal to the first `count` rows of its chain's basis, and normalized."""
+
+def gram_schmidt_f64(
+    u: typing.SupportsInt | typing.SupportsIndex,
+    u_ld: typing.SupportsInt | typing.SupportsIndex,
+    basis: typing.SupportsInt | typing.SupportsIndex,
+    chain_ld: typing.SupportsInt | typing.SupportsIndex,
+    vector_ld: typing.SupportsInt | typing.SupportsIndex,
+    chains: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    known: typing.SupportsInt | typing.SupportsIndex,
+    gram: typing.SupportsInt | typing.SupportsIndex,
+    gram_chain_ld: typing.SupportsInt | typing.SupportsIndex,
+    gram_ld: typing.SupportsInt | typing.SupportsIndex,
+    coefficients: typing.SupportsInt | typing.SupportsIndex,
+    coefficients_ld: typing.SupportsInt | typing.SupportsIndex,
+    norms: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """U (chains, dim) made orthogonal to the first `count` rows of its chain's basis, and normalized."""
+
 def has_second(program: Program) -> bool:
     """Whether every operation has a second derivative here."""
 
@@ -418,6 +473,56 @@ def normals_f32(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """Out (chains, size): standard normals."""
+
+def rademacher_dot_f32(
+    x: typing.SupportsInt | typing.SupportsIndex,
+    probes: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_probe: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    out: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (probes): each row's sum with random signs."""
+
+def rademacher_dot_f64(
+    x: typing.SupportsInt | typing.SupportsIndex,
+    probes: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_probe: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    out: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (probes): each row's sum with random signs."""
+
+def rademacher_f32(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    probes: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_probe: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (probes, dim): random signs."""
+
+def rademacher_f64(
+    out: typing.SupportsInt | typing.SupportsIndex,
+    probes: typing.SupportsInt | typing.SupportsIndex,
+    dim: typing.SupportsInt | typing.SupportsIndex,
+    ld: typing.SupportsInt | typing.SupportsIndex,
+    seed: typing.SupportsInt | typing.SupportsIndex,
+    first_probe: typing.SupportsInt | typing.SupportsIndex,
+    step: typing.SupportsInt | typing.SupportsIndex,
+    threads: typing.SupportsInt | typing.SupportsIndex,
+) -> None:
+    """Out (probes, dim): random signs."""
 
 def sampler_step_f32(
     sampler: typing.SupportsInt | typing.SupportsIndex,

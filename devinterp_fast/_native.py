@@ -17,6 +17,7 @@ from devinterp_fast.errors import DeviceError, DTypeError, ShapeError
 UPDATE_NOISE, BATCH_INDICES, MOMENTA, PROBES, LABELS = range(5)
 """Streams: the fourth word of a noise address. No two purposes share one."""
 
+SHARED = 0xFFFFFFFF
 """The chain number under which all chains draw a shared batch."""
 
 
@@ -193,3 +194,93 @@ def sgld_step_(
         0 if square is None else square.data_ptr(), threads,
     )  # fmt: skip
     return w
+
+
+def gram_schmidt_(
+    u: Tensor, basis: Tensor, count: int, gram: Tensor, *, known: int | None = None, threads: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Makes each chain's vector orthogonal to the first ``count`` vectors of its basis, and of length one, in place.
+
+    u <- u - Q^T c, then u <- u / |u|, with the coefficients c = (2 I - G) Q u of two passes of classical Gram-Schmidt;
+    G = Q Q^T is kept by the caller, who calls once for each new vector, so that the basis is read twice, not four
+    times. All sums are float64, in an order that depends on the length alone.
+
+    Args:
+        u: the new vectors. May be the basis's own vector number ``count``.
+        basis: nearly orthonormal vectors of each chain.
+        count: how many of them are in use.
+        gram: G; its rows and columns ``known`` ... ``count - 1`` are written.
+        known: vectors whose part of G is already right; all but the newest by default.
+        threads: of this call.
+
+    Returns:
+        coefficients and norms. In Lanczos's recurrence coefficient ``count - 1`` is alpha, the norm is beta; where the
+        norm is 0, u is 0.
+
+    Shape:
+        u: float32 or float64 (chains, dim); basis: (chains, m, dim), last dimension dense;
+        gram: float64 (chains, m, m); coefficients: float64 (chains, count); norms: float64 (chains,).
+
+    Units:
+        none
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: an argument is not as above.
+        ValueError: count above m, or known outside 0 ... count.
+
+    Source:
+        Giraud, Langou, Rozloznik (2005), The loss of orthogonality in the Gram-Schmidt orthogonalization process.
+    """
+    if u.dtype not in (torch.float32, torch.float64):
+        raise DTypeError(f"u: expected float32 or float64, got {describe(u)}")
+    if u.dim() != 2 or basis.dim() != 3:
+        raise ShapeError(f"u, basis: expected (chains, dim) and (chains, m, dim), got {describe(u)}, {describe(basis)}")
+    (chains, dim), m = u.shape, basis.shape[1]
+    known = max(count - 1, 0) if known is None else known
+    if not 0 <= known <= count <= m:
+        raise ValueError(f"count, known: expected 0 <= known <= count <= {m}, got {count}, {known}")
+    check_rows("u", u, u.dtype, (chains, dim))
+    check_rows("basis", basis, u.dtype, (chains, m, dim))
+    check_rows("gram", gram, torch.float64, (chains, m, m))
+    _check_apart("u", u)
+    coefficients, norms = torch.empty(chains, count, dtype=torch.float64), torch.empty(chains, dtype=torch.float64)
+    run = _cpu.gram_schmidt_f32 if u.dtype == torch.float32 else _cpu.gram_schmidt_f64
+    run(
+        u.data_ptr(), u.stride(0), basis.data_ptr(), basis.stride(0), basis.stride(1), chains, dim, count, known,
+        gram.data_ptr(), gram.stride(0), gram.stride(1), coefficients.data_ptr(), count, norms.data_ptr(), threads,
+    )  # fmt: skip
+    return coefficients, norms
+
+
+def rademacher_(out: Tensor, *, seed: int, step: int = 0, first_probe: int = 0, threads: int = 1) -> Tensor:
+    """Fills ``out`` with random signs: row p, coordinate i has its own address.
+
+    Bit i % 32 of word i // 32 at (seed; probe first_probe + p, step, stream 3); a set bit is -1.
+
+    Shape:
+        out: float32 or float64 (probes, dim), last dimension dense.
+    """
+    _check_probes("out", out)
+    run = _cpu.rademacher_f32 if out.dtype == torch.float32 else _cpu.rademacher_f64
+    run(out.data_ptr(), *out.shape, out.stride(0), seed & (2**64 - 1), first_probe, step, threads)
+    return out
+
+
+def rademacher_dot(x: Tensor, *, seed: int, step: int = 0, first_probe: int = 0, threads: int = 1) -> Tensor:
+    """Returns float64 (probes,): each row of ``x`` times its signs of `rademacher_`, which are not stored.
+
+    Shape:
+        x: float32 or float64 (probes, dim), last dimension dense.
+    """
+    _check_probes("x", x)
+    out = torch.empty(x.shape[0], dtype=torch.float64)
+    run = _cpu.rademacher_dot_f32 if x.dtype == torch.float32 else _cpu.rademacher_dot_f64
+    run(x.data_ptr(), *x.shape, x.stride(0), seed & (2**64 - 1), first_probe, step, out.data_ptr(), threads)
+    return out
+
+
+def _check_probes(name: str, x: Tensor) -> None:
+    if x.dim() != 2 or x.dtype not in (torch.float32, torch.float64):
+        raise ShapeError(f"{name}: expected float32 or float64 (probes, dim) on cpu, got {describe(x)}")
+    check_rows(name, x, x.dtype, (x.shape[0], x.shape[1]))
+    _check_apart(name, x)

@@ -82,7 +82,8 @@ def test_the_choice_is_a_function_of_size():
     native = warmup.Budget(1000.0, 0.0, warmup.NATIVE_WORK)
     assert warmup.automatic(Sampler(), native, 100, 256, 8) == ("hmc", warmup.LONGEST)
     name, limit = warmup.automatic(Sampler(), native, 5000, 256, 8)
-    assert name == "hmc" and warmup.SHORTEST <= limit < warmup.LONGEST
+    assert name == "hmc"
+    assert warmup.SHORTEST <= limit < warmup.LONGEST
     assert warmup.automatic(Sampler(), native, 10**6, 256, 8) == ("sgnht", 40_000)
     assert warmup.automatic(Sampler(), replace(native, sample=1e7), 10**6, 256, 8) == ("sgld", 0)
     assert warmup.automatic(Sampler(control_variate=True), native, 100, 256, 8)[0] == "sgnht"
@@ -249,12 +250,13 @@ def test_a_head_by_name():
     other = moved("l2h0")
     assert other["last.q_proj.weight"].all(1).nonzero().flatten().tolist() == [0, 1]
     assert other["last.out_proj.weight"].all(0).nonzero().flatten().tolist() == [0, 1]
-    assert other["last.W_Q"][0].all() and not other["last.W_Q"][1].any()
+    assert other["last.W_Q"][0].all()
+    assert not other["last.W_Q"][1].any()
 
 
 def test_blocks_slices_and_expressions():
     assert set(moved("l0 mlp")) == {"blocks.0.mlp.weight", "blocks.0.mlp.bias"}
-    assert set(moved("l0 attn")) == {n for n in moved(r"blocks\.0\.attn")}
+    assert set(moved("l0 attn")) == set(moved(r"blocks\.0\.attn"))
     cut = moved("blocks.0.mlp.weight[1:3, 2]")["blocks.0.mlp.weight"]
     assert cut.nonzero().tolist() == [[1, 2], [2, 2]]
     both = moved(["l0h0", "l0h1"])

@@ -281,16 +281,18 @@ def test_linear_regression():
 
 
 def test_sampled_fisher_has_the_ggn_as_its_mean():
-    """The mean over draws tends to the GGN; its entries' standard errors are known from the spread over seeds."""
+    """Quadratic forms along five vectors: the mean over seeds is the GGN's, within errors known from their spread."""
+    V = torch.randn(31, 5, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     for criterion, classes in LOSSES.values():
         net, (x, y) = small(), data(classes)
-        G = dense(dif.ggn(net, criterion, (x, y)))
-        draws = torch.stack([dense(dif.fisher(net, criterion, (x, y), mc_samples=4, seed=s)) for s in range(24)])
-        error = draws.std(0) / math.sqrt(24)
-        # of 31 x 31 entries, 4.5 standard errors (Student, 23 degrees) are exceeded with probability below 0.16
-        assert ((draws.mean(0) - G).abs() <= 4.5 * error + 1e-12).all()
+        expected = (V * (dif.ggn(net, criterion, (x, y)) @ V)).sum(0)
+        draws = [dif.fisher(net, criterion, (x, y), mc_samples=4, seed=s) @ V for s in range(24)]
+        forms = torch.stack([(V * image).sum(0) for image in draws])
+        # each form sums 44 independent squares; 5 standard errors of Student's t with 23 degrees: 5e-5 for each of ten
+        assert ((forms.mean(0) - expected).abs() <= 5 * forms.std(0) / math.sqrt(24)).all()
+        assert (forms.std(0) < 0.5 * expected).all()  # else the line above would let anything pass
         again = dif.fisher(net, criterion, (x, y), mc_samples=4, seed=3, batch_size=3)
-        torch.testing.assert_close(dense(again), draws[3], **CLOSE)  # a label's address knows no block
+        torch.testing.assert_close(again @ V, draws[3], **CLOSE)  # a label's address knows no block
         gram = dif.fisher(net, criterion, (x, y), mc_samples=2, seed=0)
         spectrum, other = torch.linalg.eigvalsh(gram.gram()), torch.linalg.eigvalsh(dense(gram))
         rank = min(len(spectrum), len(other))

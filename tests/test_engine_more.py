@@ -58,7 +58,7 @@ def test_moments_of_a_gaussian_posterior():
 
 
 def broad():
-    """Four parts of a batch of 512."""
+    """Two parts of a batch of 512."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     return model, nn.CrossEntropyLoss(), torch.randn(600, 64), torch.randint(0, 10, (600,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_limits():
         widths = rng.integers(1, 9, size=rng.integers(2, 6)).tolist()
         rank = int(rng.integers(0, min(widths) + 1))
         value, m = exact.deep_linear(widths, rank)
-        dim = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        dim = sum(a * b for a, b in pairwise(widths))
         assert value <= min(widths[0] * widths[-1], dim) / 2 + 1e-12
         assert m >= 1
         if rank == min(widths):  # the product is then a smooth map onto matrices of that rank

@@ -1,4 +1,4 @@
-"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` says whether they are fresh."""
+"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` asks if they are fresh."""
 
 import json
 import re
@@ -101,6 +101,61 @@ def curvature():
     return lines
 
 
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f} %"
+
+
+def truth():
+    """The default against known truths, by family."""
+    found = read("truth")
+    lines = [
+        "| systems | runs | median error to target | 90th percentile | median and 90th to lambda | order preserved | "
+        "failures (unreported) | longest, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for part in ("default", "minibatch"):
+        for family, scores in found.get(part, {}).get("scores", {}).items():
+            a, b = scores["target"], scores["lambda"]
+            name = "random deep linear, minibatches only" if part == "minibatch" else family
+            lines.append(
+                f"| {name} | {a['runs']} | **{percent(a['median relative error'])}** | "
+                f"{percent(a['90th percentile'])} | "
+                f"{percent(b['median relative error'])}, {percent(b['90th percentile'])} | "
+                f"{percent(a['order preserved'])} | {a['failures']} ({a['failures unreported']}) | "
+                f"{a['longest, seconds']:.0f} |"
+            )
+    return lines
+
+
+def coverage():
+    """How often the 95 % interval holds the exact value."""
+    found = read("truth").get("coverage", {}).get("scores", {})
+    lines = ["| system | runs | 95 % interval holds the target | mean error, in standard errors |", "|---|---|---|---|"]
+    for name, scores in found.items():
+        lines.append(
+            f"| {name} | {scores['target']['runs']} | {percent(scores['covered'])} | {scores['mean z']:+.2f} |"
+        )
+    runs = sum(scores["target"]["runs"] for scores in found.values())
+    held = sum(scores["target"]["runs"] * scores["covered"] for scores in found.values())
+    return [*lines, f"| all | {runs} | **{percent(held / runs)}** | |"] if runs else lines
+
+
+def samplers():
+    """Each sampler by itself at three steps."""
+    found = read("truth").get("samplers", {}).get("scores", {})
+    names = list(dict.fromkeys(key.split()[0] for key in found))
+    steps = list(dict.fromkeys(key.split()[1] for key in found))
+    lines = [
+        "| median signed error to target (failures of runs) | " + " | ".join(f"step {s}" for s in steps) + " |",
+        "|---|" + "---|" * len(steps),
+    ]
+    for name in names:
+        cells = [found[f"{name} {s}"]["target"] for s in steps if f"{name} {s}" in found]
+        row = " | ".join(f"{percent(c['median signed'])} ({c['failures']} of {c['runs']})" for c in cells)
+        lines.append(f"| {name} | {row} |")
+    return lines
+
+
 def same_call():
     """One call of devinterp 1.3, and only the import changed."""
     found = read("estimators")
@@ -132,6 +187,7 @@ def estimators():
 
 
 TABLES = {
+    ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature},
     ROOT / "docs" / "estimators.md": {"estimators": estimators},

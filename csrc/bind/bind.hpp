@@ -9,5 +9,6 @@ void bind_curvature(pybind11::module_&);
 void bind_engine(pybind11::module_&);
 void bind_glr(pybind11::module_&);
 void bind_info(pybind11::module_&);
+void bind_lanczos(pybind11::module_&);
 void bind_noise(pybind11::module_&);
 void bind_update(pybind11::module_&);

@@ -241,28 +241,44 @@ void bind_resident(py::module_& m) {
           "run",
           [](const cuda::ResidentPlan& plan, int device, uintptr_t stream, uintptr_t x, uintptr_t y, uintptr_t classes,
              int64_t x_size, int64_t y_size, int64_t class_size, int64_t n, uintptr_t w, int64_t w_ld, int64_t chains,
-             int64_t batch, bool full, uintptr_t coefficients, uintptr_t center, int64_t center_ld, uintptr_t mask,
-             uintptr_t frozen, uintptr_t baseline, int64_t burn_in, int64_t thin, uintptr_t loss, uintptr_t baselines,
-             uintptr_t energy, uintptr_t gauge, int64_t trace_ld, uintptr_t diverged, uintptr_t seed, uintptr_t step,
-             uint32_t first_chain, int64_t steps) {
+             int64_t batch, bool full, uintptr_t coefficients, uintptr_t nbeta, uintptr_t center, int64_t center_ld,
+             uintptr_t mask, uintptr_t frozen, uintptr_t baseline, int64_t burn_in, int64_t thin, uintptr_t loss,
+             uintptr_t baselines, uintptr_t energy, uintptr_t gauge, int64_t trace_ld, uintptr_t diverged,
+             uintptr_t seed, uintptr_t step, uint32_t first_chain, int64_t steps) {
             return on(device, [&] {
               return cuda::run_resident(
                   plan,
                   {at<const float>(x), at<const float>(y), at<const int32_t>(classes), x_size, y_size, class_size, n},
-                  {at<float>(w), w_ld, chains, batch, full, at<const float>(coefficients), at<const float>(center),
-                   center_ld, at<const uint8_t>(mask), at<const float>(frozen), at<const double>(baseline), burn_in,
-                   thin, at<double>(loss), at<double>(baselines), at<double>(energy), at<double>(gauge), trace_ld,
+                  {at<float>(w),
+                   w_ld,
+                   chains,
+                   batch,
+                   full,
+                   at<const float>(coefficients),
+                   at<const double>(nbeta),
+                   at<const float>(center),
+                   center_ld,
+                   at<const uint8_t>(mask),
+                   at<const float>(frozen),
+                   at<const double>(baseline),
+                   burn_in,
+                   thin,
+                   at<double>(loss),
+                   at<double>(baselines),
+                   at<double>(energy),
+                   at<double>(gauge),
+                   trace_ld,
                    at<int64_t>(diverged)},
                   {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, steps, at<void>(stream));
             });
           },
           py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("y"), py::arg("classes"), py::arg("x_size"),
           py::arg("y_size"), py::arg("class_size"), py::arg("n"), py::arg("w"), py::arg("w_ld"), py::arg("chains"),
-          py::arg("batch"), py::arg("full"), py::arg("coefficients"), py::arg("center"), py::arg("center_ld"),
-          py::arg("mask"), py::arg("frozen"), py::arg("baseline"), py::arg("burn_in"), py::arg("thin"), py::arg("loss"),
-          py::arg("baselines"), py::arg("energy"), py::arg("gauge"), py::arg("trace_ld"), py::arg("diverged"),
-          py::arg("seed"), py::arg("step"), py::arg("first_chain"), py::arg("steps"),
-          "Advances every chain by `steps` steps.");
+          py::arg("batch"), py::arg("full"), py::arg("coefficients"), py::arg("nbeta"), py::arg("center"),
+          py::arg("center_ld"), py::arg("mask"), py::arg("frozen"), py::arg("baseline"), py::arg("burn_in"),
+          py::arg("thin"), py::arg("loss"), py::arg("baselines"), py::arg("energy"), py::arg("gauge"),
+          py::arg("trace_ld"), py::arg("diverged"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
+          py::arg("steps"), "Advances every chain by `steps` steps.");
 }
 
 }  // namespace

@@ -46,7 +46,14 @@ void bind_curvature_of(py::module_& m, const char* name) {
                       threads);
           },
           py::arg("kind"), py::arg("v"), py::arg("probes"), py::arg("out"), py::arg("threads"),
-          "out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher.");
+          "out = A v, both (checkpoints, probes, dim); kind 0 Hessian, 1 Gauss-Newton, 2 empirical Fisher.")
+      .def(
+          "gram",
+          [](C& c, uintptr_t out, int threads) {
+            const py::gil_scoped_release unlocked;
+            c.gram(reinterpret_cast<T*>(out), threads);
+          },
+          py::arg("out"), py::arg("threads"), "out (checkpoints, n, n): products of per-sample gradients over n.");
 }
 
 }  // namespace

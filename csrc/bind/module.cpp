@@ -8,6 +8,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_curvature(m);  // takes a Program
   bind_glr(m);
   bind_info(m);
+  bind_lanczos(m);
   bind_noise(m);
   bind_update(m);
 }

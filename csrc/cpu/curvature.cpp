@@ -133,19 +133,22 @@ struct Curvature<T>::Group {
   int64_t checkpoint, checkpoints, probes;
 };
 
-// What a thread works with; kept from one product to the next, since new memory is slow.
 template <class T>
-struct Curvature<T>::Scratch {
-  Aligned<T> tangents, work, weights, again, g;
-  std::vector<double> losses;
-  Scratch(const Curvature& c, bool recompute)
-      : tangents(c.tangent_.plan().kept),
-        work(work_of(c.state_.plan())),
-        weights(c.tangent_.plan().block),
-        again(recompute ? c.state_.plan().scratch : 0),
-        g(recompute ? c.state_.plan().total : 0),
-        losses(recompute ? static_cast<size_t>(c.batch_.count) : 0) {}
-};
+Curvature<T>::Scratch::Scratch(const Curvature& c)
+    : tangents(c.tangent_.plan().kept),
+      work(work_of(c.state_.plan())),
+      weights(c.tangent_.plan().block),
+      again(c.cached_ < c.states() ? c.state_.plan().scratch : 0),
+      g(c.cached_ < c.states() ? c.state_.plan().total : 0),
+      losses(c.cached_ < c.states() ? static_cast<size_t>(c.batch_.count) : 0) {}
+
+template <class T>
+T* Curvature<T>::state_at(int64_t checkpoint, int64_t block, Scratch& mine) {
+  const int64_t state = checkpoint * blocks_ + block;
+  if (state < cached_) return cache_.get() + state * state_.plan().kept;
+  make_state(checkpoint, block, mine.g.get(), mine.again.get(), mine.losses.data());
+  return mine.again.get();
+}
 
 template <class T>
 Curvature<T>::~Curvature() = default;
@@ -163,7 +166,7 @@ T* Curvature<T>::buffer(int which, int64_t count) {
 template <class T>
 std::unique_ptr<typename Curvature<T>::Scratch> Curvature<T>::borrow() {
   const std::lock_guard<std::mutex> lock(idle_mutex_);
-  if (idle_.empty()) return std::make_unique<Scratch>(*this, cached_ < states());
+  if (idle_.empty()) return std::make_unique<Scratch>(*this);
   auto scratch = std::move(idle_.back());
   idle_.pop_back();
   return scratch;
@@ -197,12 +200,8 @@ void Curvature<T>::group(Product product, const T* v, int64_t v_ld, const Group&
       T* to = sums + item * at.probes * plan.total;
       std::fill_n(to, at.probes * plan.total, T(0));
       for (int64_t b = segment_begin(segment); b < segment_begin(segment + 1); ++b) {
-        const int64_t state = checkpoint * blocks_ + b, first = b * plan.block;
-        T* s = cache_.get() + state * plan.kept;
-        if (state >= cached_) {
-          s = mine->again.get();
-          make_state(checkpoint, b, mine->g.get(), s, mine->losses.data());
-        }
+        const int64_t first = b * plan.block;
+        T* s = state_at(checkpoint, b, *mine);
         kernels.product({&plan, &tangent, &batch_, first, std::min(plan.block, batch_.count - first), at.probes,
                          product, w_.get() + checkpoint * plan.total, turned_w_.get() + checkpoint * turned_,
                          whole + c * at.probes * plan.total, turned + c * at.probes * turned_, plan.total, turned_, s,

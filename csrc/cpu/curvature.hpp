@@ -34,14 +34,24 @@ class Curvature {
 
   // v, out (K, probes, dim) dense, not overlapping: out = A v for each row. One call at a time; others wait.
   void product(Product, const T* v, int64_t probes, T* out, int threads);
+  // out (K, n, n): G G^T / n, G = the gradients of the n samples; its nonzero eigenvalues are those of G^T G / n.
+  void gram(T* out, int threads);
 
  private:
   struct Group;
-  struct Scratch;
+  // What a thread works with; kept from one product to the next, since new memory is slow.
+  struct Scratch {
+    Aligned<T> tangents, work, weights, again, g;
+    std::vector<double> losses;
+    explicit Scratch(const Curvature&);
+  };
   int64_t segment_begin(int64_t segment) const { return blocks_ * segment / segments_; }
   void make_state(int64_t checkpoint, int64_t block, T* g, T* s, double* losses) const;
   void make_states(int threads);
   void group(Product, const T* v, int64_t v_ld, const Group&, T* out, int threads);
+  T* state_at(int64_t checkpoint, int64_t block, Scratch&);
+  template <class Fn>
+  void each_state(int64_t checkpoint, Fn fn);
   T* buffer(int which, int64_t count);  // at least `count` numbers, whatever they were
   std::unique_ptr<Scratch> borrow();
   void give_back(std::unique_ptr<Scratch>);

@@ -41,6 +41,7 @@ struct Plan {
   int64_t cleared;     // floats at the beginning of scratch that a backward pass starts from zero
   int64_t scratch;     // floats in all
   int64_t kept;        // floats before the transposed weights: what belongs to one block of samples (matrix layout)
+  int64_t loss_grad;   // of second derivatives: the loss's gradient by the prediction, before others join it
   // of the small layouts only
   int64_t targets,
       sums;  // offsets of the gathered targets (or a gradient nobody reads), of the weight gradients lane by lane

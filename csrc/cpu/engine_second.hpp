@@ -225,7 +225,7 @@ struct Second : SecondNorm<L> {
     const T slope = factor / n_samples;
     each_row(value, [&](int64_t, int64_t row, int64_t rrow) {
       const int32_t y = x.batch.classes[x.sample(row / height) * x.batch.class_size + row % height];
-      const T *d = p.d + row * p.ld, *u = rp.p + rrow * rp.ld;
+      const T *d = x.s + x.plan.loss_grad + row * State::loss_ld(x.plan), *u = rp.p + rrow * rp.ld;
       T* to = rp.d + rrow * rp.ld;
       if (y < 0) {
         M::columns(p.cols, [&](int64_t j, int64_t n) { M::store(to + j, L::set(0), n); });
@@ -252,9 +252,10 @@ struct Second : SecondNorm<L> {
     const T n_samples = static_cast<T>(x.batch.count);
     for (int64_t i = 0; i < job.probes * job.samples; ++i) job.weights[i] = 0;
     each_row(value, [&](int64_t i, int64_t row, int64_t rrow) {
+      const T* d = x.s + x.plan.loss_grad + row * State::loss_ld(x.plan);
       F sum = L::set(0);
       M::columns(p.cols, [&](int64_t j, int64_t n) {
-        sum = L::fma(M::load(p.d + row * p.ld + j, n), M::load(rp.p + rrow * rp.ld + j, n), sum);
+        sum = L::fma(M::load(d + j, n), M::load(rp.p + rrow * rp.ld + j, n), sum);
       });
       T& weight = job.weights[i * job.samples + row / height];
       weight = weight + L::total(sum) * n_samples;

@@ -29,17 +29,24 @@ using L = PortableEngine<float, SecondTag>;
 constexpr const char* isa_name = "baseline";
 #endif
 
+template <class Lanes>
+void multiply(int64_t m, int64_t n, int64_t k, const typename Lanes::T* a, int64_t a_row, int64_t a_column,
+              const typename Lanes::T* b, int64_t b_ld, typename Lanes::T* c, int64_t c_ld, bool onto) {
+  Gemm<Lanes>::run(m, n, k, {a, a_row, a_column}, b, b_ld, c, c_ld, nullptr, onto);
+}
+
 }  // namespace
 
 extern const SecondKernels<float> DIF_SECOND;
-const SecondKernels<float> DIF_SECOND = {isa_name, turn_weights<L>, SecondState<L>::state, Second<L>::run};
+const SecondKernels<float> DIF_SECOND = {isa_name, turn_weights<L>, SecondState<L>::state, Second<L>::run, multiply<L>};
 
 #if defined(DIF_ISA_baseline)
 namespace {
 using D = PortableEngine<double, SecondTag>;
 }
 extern const SecondKernels<double> second_f64;
-const SecondKernels<double> second_f64 = {"double", turn_weights<D>, SecondState<D>::state, Second<D>::run};
+const SecondKernels<double> second_f64 = {"double", turn_weights<D>, SecondState<D>::state, Second<D>::run,
+                                          multiply<D>};
 #endif
 
 }  // namespace dif

@@ -36,6 +36,9 @@ struct SecondKernels {
   void (*state)(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, int64_t first, int64_t samples,
                 double* losses);
   void (*product)(const SecondJob<T>& job);
+  // C (m, n) = A (m, k) B (k, n), onto C or not; A with any strides.
+  void (*multiply)(int64_t m, int64_t n, int64_t k, const T* a, int64_t a_row, int64_t a_column, const T* b,
+                   int64_t b_ld, T* c, int64_t c_ld, bool onto);
 };
 
 extern const SecondKernels<float> second_baseline, second_avx2, second_avx512;

@@ -77,6 +77,20 @@ struct SecondState {
     return plan.block * plan.values[op.out].rows * plan.places[op.out].ld;
   }
 
+  static DIF_INLINE int64_t loss_ld(const Plan& plan) {
+    return (plan.values[plan.loss.prediction].cols + 15) / 16 * 16;
+  }
+  // On its way back the gradient of the prediction is multiplied by the slope of its activation function, in place.
+  static void keep_loss_gradient(const Plan& plan, T* s, int64_t samples) {
+    const int32_t value = plan.loss.prediction;
+    const ValuePlan& at = plan.places[value];
+    for (int64_t row = 0; row < samples * plan.values[value].rows; ++row) {
+      M::columns(plan.values[value].cols, [&](int64_t j, int64_t n) {
+        M::store(s + plan.loss_grad + row * loss_ld(plan) + j, M::load(s + at.grad + row * at.ld + j, n), n);
+      });
+    }
+  }
+
   // The state of samples first ... in s (plan.scratch, weights already turned there), their losses, and their share
   // of the gradient onto g (total).
   static void state(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, int64_t first, int64_t samples,
@@ -108,6 +122,7 @@ struct SecondState {
     } else {
       whole.cross_entropy(losses);
     }
+    keep_loss_gradient(plan, s, samples);
     for (int64_t i = 0; i < plan.cleared; i += 16) L::store(s + i, L::set(0));
     for (int32_t i = plan.op_count - 1; i >= 0; --i) {
       const ProgramOp& op = plan.ops[i];

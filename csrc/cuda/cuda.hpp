@@ -181,12 +181,14 @@ struct ResidentData {
   const int32_t* classes;  // (n, class_size), or null
   int64_t x_size, y_size, class_size, n;
 };
-// SGLD of every chain on batches of its own (drawn with replacement), or on all samples.
+// SGLD of every chain on batches of its own (drawn with replacement), or on all samples. Recorded with a draw: energy
+// sum d . (nbeta g), and gauge, the virial nbeta sum (w - center) . g before the step.
 struct ResidentRun {
   float* w;  // (chains, dim; row stride w_ld), updated in place
   int64_t w_ld, chains, batch;
   bool full;
   const float* coefficients;  // (chains, 4) of sgld
+  const double* nbeta;        // (chains)
   const float* center;        // (dim), or (chains, dim)
   int64_t center_ld;
   const uint8_t* mask;                        // (dim) or null

@@ -32,6 +32,7 @@ __global__ void __launch_bounds__(resident_threads, 6)
   DIF_SHARED_POOL(float, pool);
   DIF_SHARED(double, sums, sample_lanes);
   DIF_SHARED(double, baselines, 4);
+  DIF_SHARED(double, virials, 4);
   const int64_t chain = blockIdx.x;
   if (run.diverged[chain] >= 0) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % warp, batch = static_cast<int>(run.batch);
@@ -95,6 +96,25 @@ __global__ void __launch_bounds__(resident_threads, 6)
       break;
     }
     __syncthreads();
+    const bool recorded = t >= run.burn_in && (t - run.burn_in) % run.thin == 0;
+    if (recorded) {  // four running sums each, a thread a sum
+      const int baseline = thread - warp, virial = thread - 2 * warp;
+      if (run.baseline && baseline >= 0 && baseline < 4) {
+        double sum = 0.0;
+        for (int i = baseline; i < batch; i += 4) sum += run.baseline[index[i]];
+        baselines[baseline] = sum;
+      }
+      if (virial >= 0 && virial < 4) {
+        double sum = 0.0;
+        for (int i = virial; i < dim; i += 4) {
+          const bool moves = !run.mask || run.mask[i] != 0;
+          const double x = moves ? static_cast<double>(w[i]) - static_cast<double>(center[i]) : 0.0;
+          sum += product(x, static_cast<double>(g[i]));
+        }
+        virials[virial] = sum;
+      }
+      __syncthreads();
+    }
 
     // the update; what its sums are made of goes where the running sums were
     for (int quad = thread; 4 * quad < dim; quad += resident_threads) {
@@ -108,38 +128,21 @@ __global__ void __launch_bounds__(resident_threads, 6)
         if (moves) w[at] = state[0];
         acc[at] = moves ? weight : 0.0f;
         acc[dim + at] = moves ? force : 0.0f;
-        acc[2 * dim + at] = moves ? drift : 0.0f;
       }
     }
     __syncthreads();
-    const bool recorded = t >= run.burn_in && (t - run.burn_in) % run.thin == 0;
-    if (recorded) {
+    if (recorded && thread < warp) {
       const int64_t draw = chain * run.trace_ld + (t - run.burn_in) / run.thin;
-      if (run.baseline && thread >= warp && thread < warp + 4) {
-        double sum = 0.0;
-        for (int i = thread - warp; i < batch; i += 4) sum += run.baseline[index[i]];
-        baselines[thread - warp] = sum;
-      }
-      if (thread < warp) {
-        float work = 0.0f, gauge = 0.0f;
-        for (int i = lane; i < dim; i += running_sums) {
-          work = L::fma(acc[i], acc[dim + i], work);
-          gauge = L::fma(acc[i], acc[2 * dim + i], gauge);
-        }
-        double works = 0.0, gauges = 0.0;
-        for (int i = 0; i < running_sums; ++i) {
-          works += static_cast<double>(__shfl_sync(all_lanes, work, i));
-          gauges += static_cast<double>(__shfl_sync(all_lanes, gauge, i));
-        }
-        if (thread == 0) {
-          run.loss[draw] = loss;
-          run.energy[draw] = works;
-          run.gauge[draw] = gauges;
-        }
-      }
-      __syncthreads();
-      if (run.baseline && thread == 0) {
-        run.baselines[draw] = (baselines[0] + baselines[1] + baselines[2] + baselines[3]) / static_cast<double>(batch);
+      float work = 0.0f;
+      for (int i = lane; i < dim; i += running_sums) work = L::fma(acc[i], acc[dim + i], work);
+      const double energy = ordered_sum(work);
+      if (thread == 0) {
+        const double virial = virials[0] + virials[1] + virials[2] + virials[3];
+        const double baseline = baselines[0] + baselines[1] + baselines[2] + baselines[3];
+        run.loss[draw] = loss;
+        run.energy[draw] = energy;
+        run.gauge[draw] = product(run.nbeta[chain], virial);
+        if (run.baseline) run.baselines[draw] = baseline / static_cast<double>(batch);
       }
     }
     __syncthreads();

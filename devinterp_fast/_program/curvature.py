@@ -129,6 +129,17 @@ class Curvature:
         """G^T G / n times each row of ``v``, G = the gradients of n samples, never formed: (k, dim) or (K, k, dim)."""
         return self._product(FISHER, v)
 
+    def gram(self) -> Tensor:
+        """G G^T / n, G = the gradients of the n samples: (n, n) or (K, n, n).
+
+        Its nonzero eigenvalues are those of the empirical Fisher matrix. Weights that meet a sample at one position
+        enter as elementwise products of two Gram matrices of layer inputs and deltas; the others a slice at a time.
+        """
+        n = self.losses.shape[-1]
+        out = torch.empty(self.checkpoints, n, n, dtype=self.dtype)
+        self._native.gram(out.data_ptr(), self.threads)
+        return out if self.stacked else out[0]
+
     def _product(self, kind: int, v: Tensor) -> Tensor:
         if v.dim() != 2 + self.stacked:
             shape = f"({self.checkpoints}, k, {self.dim})" if self.stacked else f"(k, {self.dim})"

@@ -18,8 +18,7 @@ from torch import nn
 
 from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
-from devinterp_fast.sampling import checkpoint as checkpoints
-from devinterp_fast.sampling import engines, jobs
+from devinterp_fast.sampling import engines, jobs, resume
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.diagnostics import (
@@ -59,8 +58,8 @@ class LLC:
         mcse: its Monte Carlo standard error.
         rhat: rank-normalized split R-hat of the loss differences; near 1 the chains agree.
         ess: effective number of draws.
-        step_bias: by how much the step size raises ``value``, lr / 8 E[d . nbeta g]; already taken off if
-            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as ``|w|^k`` it is k / 2 times the bias.
+        step_bias: by how much the step size raises the plain mean over draws (see ``diagnostics.step_biases``); already
+            taken off if ``lr="auto"``; 0 where steps are accepted or rejected.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
@@ -123,7 +122,14 @@ class LLC:
 
 
 @overload
-def estimate_llc(model: nn.Module, loss_fn: LossFn, data: object, **settings: Unpack[RunOptions]) -> LLC: ...
+def estimate_llc(
+    model: nn.Module,
+    loss_fn: LossFn,
+    data: object,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **settings: Unpack[RunOptions],
+) -> LLC: ...
 @overload
 def estimate_llc(
     model: Sequence[nn.Module], loss_fn: LossFn, data: object, **settings: Unpack[RunOptions]
@@ -164,17 +170,22 @@ def estimate_llc(
             or their mean.
         data: (x, y), a tuple, dict or tensor of samples along the first dimension, a Dataset or a DataLoader.
         chains: how many.
-        draws: recorded losses of each chain; "auto" is 400.
-        burn_in: steps before the first draw; "auto" is half the draws.
+        draws: recorded losses of each chain; "auto" is 400, and where ``lr`` and ``burn_in`` are left alone too, as
+            many as a standard error of 2.5 % of the value takes, within a limit of work (``sampling/warmup.py``).
+        burn_in: steps before the first draw; "auto" is half the draws, and where ``lr`` and ``draws`` are left alone,
+            as many as it takes until the loss drifts no more.
         thin: steps from one draw to the next.
-        lr: step size, one or one for each chain; "auto": see ``sampling/defaults.py``.
+        lr: step size, one or one for each chain; "auto" follows a rule (``sampling/defaults.py``), and where ``draws``
+            and ``burn_in`` are left alone too is found by acceptance, or from the curvature met on the way.
         localization: strength of the pull to w0, one or one for each chain; "auto" is 1.
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
-        sampler: "sgld", which "auto" chooses.
+        sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are left
+            alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
+            models too large for either.
         batch_size: samples of a minibatch.
         batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
-            after the other, or "full".
+            after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
         mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
             "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
@@ -210,10 +221,10 @@ def estimate_llc(
     ]  # fmt: skip
     if checkpoint is None:
         results = jobs.run(prepared, "LLC", progress=progress)
-    elif len(prepared) == 1:
-        results = [checkpoints.run(prepared[0], checkpoint, "LLC", progress=progress)]
+    elif isinstance(model, nn.Module):
+        results = [resume.run(prepared[0], checkpoint, "LLC", progress=progress)]
     else:
-        raise ValueError(f"checkpoint: expected one model for the file, got {len(prepared)}")
+        raise ValueError(f"checkpoint: expected one model to run, got {len(prepared)}")
     seconds = (time.perf_counter() - began) / len(results)
     found = [summarize(trace, job, engine, seconds) for job, (trace, engine) in zip(prepared, results, strict=False)]
     return found[0] if isinstance(model, nn.Module) else found

@@ -17,8 +17,12 @@ from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import NumericalError
 from devinterp_fast.estimators.llc import LLC, estimate_llc
 from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling import defaults
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.objective import LossFn, Objective
+
+_SHORT: dict[str, Any] = {"progress": False, "draws": defaults.DRAWS, "burn_in": defaults.DRAWS // 2}
+"""Beside a training run an estimate is short, and of stated cost, unless ``llc`` says otherwise."""
 
 Value = float | tuple[float, float]
 """A number, or a number and its standard error."""
@@ -100,7 +104,7 @@ def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed:
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
         draws.clear()
         try:
-            llc: LLC = estimate_llc(model, loss_fn, probe, seed=_seed_at(seed, step), **{"progress": False, **settings})
+            llc: LLC = estimate_llc(model, loss_fn, probe, seed=_seed_at(seed, step), **{**_SHORT, **settings})
         except NumericalError:  # a diverged estimate is a gap in the curve, not the end of the user's training
             return {"llc": math.nan, "llc_escaped": math.nan}
         draws["loss"] = torch.from_numpy(np.array(llc.trace["loss"].values))

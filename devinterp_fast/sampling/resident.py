@@ -96,6 +96,7 @@ class ResidentRun:
         self.center = center.detach().to(where, torch.float32).contiguous()
         self.w = self.center.expand(self.chains, d.dim).clone()
         self.settings = coefficients("sgld", lr.double(), localization.double(), nbeta.double()).to(where)
+        self.nbeta = nbeta.detach().to(where, torch.float64).contiguous()
         self.mask = None if mask is None else (mask.reshape(-1) != 0).to(where, torch.uint8)
         self.start = None if baseline is None else baseline.detach().to(where, torch.float64).contiguous()
         self.frozen = d.frozen.to(where, torch.float32).contiguous()
@@ -123,7 +124,7 @@ class ResidentRun:
             x=x.data_ptr(), y=y.data_ptr(), classes=classes.data_ptr(), x_size=x.stride(0), y_size=y.stride(0),
             class_size=classes.stride(0),
             n=self.n, w=self.w.data_ptr(), w_ld=self.dim, chains=self.chains, batch=self.batch, full=self.full,
-            coefficients=self.settings.data_ptr(), center=self.center.data_ptr(),
+            coefficients=self.settings.data_ptr(), nbeta=self.nbeta.data_ptr(), center=self.center.data_ptr(),
             center_ld=0 if self.center.dim() == 1 else self.dim, mask=_at(self.mask), frozen=self.frozen.data_ptr(),
             baseline=_at(self.start), burn_in=self.burn_in, thin=self.thin, loss=self.loss.data_ptr(),
             baselines=self.baseline.data_ptr(), energy=self.energy.data_ptr(), gauge=self.gauge.data_ptr(),

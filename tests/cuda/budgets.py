@@ -59,6 +59,9 @@ SPECS: dict[str, Streams | Other] = {
     "add_pieces_kernel": Other(256, "latency: one thread a product, one number for 8192 coordinates"),
     "normalize_kernel": Other(256, "memory: 8 bytes a number; a warp reads 128 neighboring bytes"),
     "reduce_kernel": Other(32, "memory: members are gathered one by one, the list is read in order"),
+    "resident_kernel": Other(
+        256, "latency: barriers between the layers of a small model; nothing but data and draws leaves the chip", 32768
+    ),
 }
 for _model in range(3):
     SPECS[f"glr_kernel<(dif::GlrModel){_model}>"] = Other(

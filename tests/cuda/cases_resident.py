@@ -97,6 +97,7 @@ def resident() -> Iterator[Case]:
                     "batch": batch,
                     "full": full,
                     "coefficients": numpy(settings),
+                    "nbeta": aligned(nbeta),
                     "center": numpy(center),
                     "center_ld": 0,
                     "mask": numpy(mask.to(torch.uint8)) if mask is not None else 0,

@@ -22,8 +22,8 @@ def clock(random: np.random.Generator) -> np.ndarray:
 
 
 def steps(sampler: str) -> Iterator[Case]:
-    """The fused step, its options taking turns: every size with every number of chains, then blocks and many tensors."""
-    number_of_sampler, columns, states = _native_cuda.SAMPLERS[sampler]
+    """The fused step, its options taking turns: all sizes with all numbers of chains, then blocks and many tensors."""
+    number_of_sampler, _, states = _native_cuda.SAMPLERS[sampler]
     plans = [(size, chains) for size in SIZES for chains in CHAINS] + [(8192, 1), (8193, 2), (17000, 1), (700, 2)]
     for number, (size, chains) in enumerate(plans):
         random = np.random.default_rng(number)

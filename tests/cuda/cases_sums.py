@@ -1,4 +1,4 @@
-"""Moments, Gram matrices and Gram-Schmidt against the same sums in numpy, added in the order that the kernels promise."""
+"""Moments, Gram matrices and Gram-Schmidt against the same sums in numpy, in the order that the kernels promise."""
 
 from __future__ import annotations
 

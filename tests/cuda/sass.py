@@ -40,13 +40,13 @@ CHIPS = (
     Chip("A100 80 GB", "sm_80", 108, 1.41, 2.039e12, 64, 163 * 1024, double_lanes=32),
 )
 ISSUE_EFFICIENCY = 0.6
-"""Of the peak issue rate: what an unstalled kernel of this kind may reach."""
+"""Of the peak issue rate: what a kernel of this kind may reach that seldom stalls."""
 
 PIPES = {
     "float": "FFMA FADD FMUL",
     "multiply": "IMAD IMUL",
-    "integer": "IADD3 IADD LOP3 LOP SHF LEA ISETP SEL FSEL FSETP FMNMX IMNMX PRMT MOV PLOP3 SGXT IABS VIADD VIMNMX FCHK I2FP "
-    "P2R R2P BMSK CS2R DSETP",
+    "integer": "IADD3 IADD LOP3 LOP SHF LEA ISETP SEL FSEL FSETP FMNMX IMNMX PRMT MOV PLOP3 SGXT IABS VIADD VIMNMX "
+    "FCHK I2FP P2R R2P BMSK CS2R DSETP",
     "special": "MUFU I2F F2I F2F POPC FRND FLO BREV",
     "double": "DADD DMUL DFMA DMNMX",
     "memory": "LDG STG LDS STS LDL STL LD ST ATOM ATOMG ATOMS RED SHFL LDGSTS LDC LDSM",
@@ -173,12 +173,12 @@ def reach(ways: list[list[int]] | dict[int, list[int]], start: int, stop: int = 
 
 
 def main_path(code: list[Ins]) -> list[Ins]:
-    """The way once around the main loop that does the most `work`, in the fewest instructions. Inner loops count once."""
+    """The way around the main loop that does the most `work`, in the fewest instructions. Inner loops count once."""
     head, body = loop(code)
     if not body:
         return []
     ways = successors(code)
-    order = [i for i in postorder(ways, head, body)][::-1]
+    order = postorder(ways, head, body)[::-1]
     place = {i: k for k, i in enumerate(order)}
     best = {head: (0, 0, -1)}  # work, minus length, where from
     ends = []

@@ -89,7 +89,8 @@ class Exact:
     def __init__(self, array: np.ndarray):
         offset = array.ctypes.data % 16
         memory = ctypes.c_void_p()
-        ctypes.CDLL(None).posix_memalign(ctypes.byref(memory), ctypes.c_size_t(16), ctypes.c_size_t(array.nbytes + offset))
+        size = ctypes.c_size_t(array.nbytes + offset)
+        ctypes.CDLL(None).posix_memalign(ctypes.byref(memory), ctypes.c_size_t(16), size)
         self.address = (memory.value or 0) + offset
         self.array = np.frombuffer((ctypes.c_ubyte * array.nbytes).from_address(self.address), array.dtype)
         self.array = self.array.reshape(array.shape)
@@ -166,7 +167,7 @@ class Library:
             yield Launch(self.name_of(address), grid, block, size[6], tuple(arguments))
 
     def name_of(self, address: int) -> str:
-        """The mangled name of the function at an address: kernels in unnamed namespaces are only in the symbol table."""
+        """The mangled name of the function at an address; kernels may be in the symbol table only."""
         if self.names is None:
             from builds import run
 

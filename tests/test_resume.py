@@ -14,8 +14,7 @@ from torch import nn
 
 import devinterp_fast as dif
 from devinterp_fast.errors import RunFolderError
-from devinterp_fast.sampling import checkpoint as checkpoints
-from devinterp_fast.sampling import engines
+from devinterp_fast.sampling import engines, resume
 
 SETTINGS = {"chains": 3, "draws": 41, "burn_in": 7, "lr": 1e-4, "batch_size": 16, "seed": 3, "progress": False}
 
@@ -69,8 +68,8 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
-from devinterp_fast.sampling import checkpoint
-from test_checkpoint import estimate
+from devinterp_fast.sampling import resume
+from test_resume import estimate
 
 seen, replace, moment = [], os.replace, {moment!r}
 def kill(*paths):
@@ -80,7 +79,7 @@ def kill(*paths):
     replace(*paths)
     if len(seen) == 5:
         os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.os.replace = kill
+resume.os.replace = kill
 estimate(backend={backend!r}, checkpoint={file!r})
 """
 
@@ -110,8 +109,8 @@ def test_ctrl_c_keeps_what_was_recorded(tmp_path, backend, monkeypatch):
         if len(saves) == 4:
             signal.raise_signal(signal.SIGINT)
 
-    save = checkpoints._save
-    monkeypatch.setattr(checkpoints, "_save", press)
+    save = resume._save
+    monkeypatch.setattr(resume, "_save", press)
     with pytest.raises(KeyboardInterrupt):
         estimate(backend=backend, checkpoint=tmp_path / "run")
     assert len(saves) == 4

@@ -24,7 +24,7 @@ from devinterp_fast.errors import RunFolderError
 from devinterp_fast.progress import ProgressBar
 from devinterp_fast.sampling import engines
 from devinterp_fast.sampling.prepare import Prepared
-from devinterp_fast.sampling.run import Floats, Settings, State, Trace
+from devinterp_fast.sampling.run import Settings, State, Trace
 
 _FORMAT = 1
 _STRETCHES = 20
@@ -56,11 +56,16 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
     done = _load(file, identity)
     name = _engine(job, s).name
     every = -(-s.draws // _STRETCHES)
+    before = 0
     with ProgressBar(title, s.steps * s.chains, show=progress) as bar, Interrupt() as stop:
+
+        def report(updates: int, note: str) -> None:
+            bar.update(before + updates, note)
+
         while (have := _draws(done)) < s.draws and not stop():
             stretch = _stretch(s, done, min(every, s.draws - have))
-            before = stretch.first_step * s.chains
-            trace = _engine(job, stretch).run(lambda updates, note, b=before: bar.update(b + updates, note), None, stop)
+            before = (stretch.first_step - s.first_step) * s.chains
+            trace = _engine(job, stretch).run(report, None, stop)
             done = trace if done is None else _joined(done, trace)
             if not stop():
                 _save(file, identity, done)
@@ -88,8 +93,8 @@ def _stretch(s: Settings, done: Trace | None, draws: int) -> Settings:
 
 
 def _joined(a: Trace, b: Trace) -> Trace:
-    curves = (np.concatenate([getattr(a, name), getattr(b, name)], 1) for name in _CURVES)
-    return Trace(*curves, diverged=b.diverged, state=b.state)
+    curves: dict[str, Any] = {name: np.concatenate([getattr(a, name), getattr(b, name)], 1) for name in _CURVES}
+    return replace(b, **curves)
 
 
 def _identity(job: Prepared) -> dict[str, Any]:
@@ -144,8 +149,8 @@ def _load(file: Path, identity: dict[str, Any]) -> Trace | None:
                 f"checkpoint: expected a run with {key} = {json.dumps(wanted[key])}, got {file} with {key} = "
                 f"{json.dumps(found.get(key))}; choose another file"
             )
-    curves: list[Floats] = [tensors[name].numpy() for name in _CURVES]
+    loss, baseline, energy, gauge = (tensors[name].numpy() for name in _CURVES)
+    w, first, second = (tensors[name] for name in _ROWS)
     diverged = tensors["diverged"].numpy()
-    rows = (tensors[name] for name in _ROWS)
-    state = State(int(tensors["step"]), *rows, tensors["thermostat"].numpy(), diverged)
-    return Trace(*curves, diverged=diverged, state=state)
+    state = State(int(tensors["step"]), w, first, second, tensors["thermostat"].numpy(), diverged)
+    return Trace(loss, baseline, energy, gauge, diverged, state)
