@@ -94,9 +94,9 @@ def mala_acceptance(
 ) -> Acceptance | list[Acceptance]:
     """Estimates how often a Metropolis correction would accept a step of the chains' size.
 
-    a = min(1, exp(U(w) - U(w') + log q(w | w') - log q(w' | w))), U = nbeta L + localization / 2 |w - w0|^2 over all
-    samples, q(w' | w) = N(w - lr / 2 grad U(w), lr): at each draw w, for a proposal w' of its own. Near 1 the step size
-    casts no doubt; 0.9 to 0.95 is what the established package aims at.
+    ``a = min(1, exp(U(w) - U(w') + log q(w | w') - log q(w' | w)))``, ``U = nbeta L + localization / 2 |w - w0|^2``
+    over all samples, ``q(w' | w) = N(w - lr / 2 grad U(w), lr)``: at each draw w, for a proposal w' of its own. Near 1
+    the step size casts no doubt; 0.9 to 0.95 is what the established package aims at.
     Cost: beside the run, two gradients over all samples a draw. Memory: 4 vectors of dim a chain.
 
     Args:

@@ -46,7 +46,7 @@ class PosteriorCovariance:
         values: the largest eigenvalues of the draws' covariance, falling.
         mcse: the Monte Carlo standard error of the variance along each direction.
         vectors: the directions, one a column.
-        residuals: |S v - value v| / value for each: small where enough passes were made.
+        residuals: ``|S v - value v| / value`` for each: small where enough passes were made.
         mean: of the draws, less the center.
         warnings: what casts doubt, one sentence each.
         llc: the learning coefficient of the same draws.
