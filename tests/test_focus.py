@@ -300,5 +300,5 @@ def test_values_outside_the_family_are_refused(family, values, message):
     assert str(caught.value) == message
     with pytest.raises(ValueError, match="se: expected None with family"):
         test.update(0.5, 1.0)
-    with pytest.raises(ValueError, match="family: expected one of gaussian, .*, exponential, got gamma"):
+    with pytest.raises(ValueError, match=r"family: expected one of .*, got gamma"):
         Focus(family="gamma")

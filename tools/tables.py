@@ -1,4 +1,7 @@
-"""Draws the README's tables from benchmarks/results/*.json; with ``--check``, says whether they are fresh."""
+"""Draws the tables of README.md and docs/changes.md from benchmarks/results/*.json.
+
+With ``--check`` it says whether they are fresh.
+"""
 
 import json
 import re
@@ -6,7 +9,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 
 
 def read(name):
@@ -70,23 +72,36 @@ def demo():
     return [*lines, "", found["verdict"]]
 
 
-TABLES = {"demo": demo, "llc": llc, "update": update}
+def stages():
+    """Held-out scores of the stage detector, one default for all systems."""
+    found = read("stages")
+    lines = ["| system | transitions | precision | recall |", "|---|---|---|---|"]
+    for name, row in found.items():
+        if name not in ("all", "nulls", "environment"):
+            lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
+    whole, null = found["all"], found["nulls"]
+    lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
+    return [*lines, "", f"False rows on {null['curves']} curves without a transition: {null['false rows']}."]
 
 
-def draw(text):
-    for name, table in TABLES.items():
+TABLES = {"README.md": {"demo": demo, "llc": llc, "update": update}, "docs/changes.md": {"stages": stages}}
+
+
+def draw(page, text):
+    for name, table in TABLES[page].items():
         body = "\n".join(table())
         text, count = re.subn(
             rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
         )
         if count != 1:
-            sys.exit(f"README.md: expected one place for table {name!r}, got {count}")
+            sys.exit(f"{page}: expected one place for table {name!r}, got {count}")
     return text
 
 
-old = README.read_text()
-new = draw(old)
-if "--check" not in sys.argv[1:]:
-    README.write_text(new)
-elif new != old:
-    sys.exit("README.md: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")
+for page in TABLES:
+    old = (ROOT / page).read_text()
+    new = draw(page, old)
+    if "--check" not in sys.argv[1:]:
+        (ROOT / page).write_text(new)
+    elif new != old:
+        sys.exit(f"{page}: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")
