@@ -57,9 +57,9 @@ class Focus:
     Of another family, with m1, m2, m the means of the j values before, the n - j after, and all,
 
         statistic = max_j 2 (j d(m1, m) + (n - j) d(m2, m)),
-        d(p, q) = p log(p / q) + (1 - p) log((1 - p) / (1 - q))      bernoulli
-                  p log(p / q) - p + q                               poisson
-                  p / q - 1 - log(p / q)                             exponential (times k: gamma of known shape k)
+
+    where d(p, q) is p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for bernoulli, p log(p / q) - p + q for poisson, and
+    p / q - 1 - log(p / q) for exponential values (times k: gamma of known shape k).
 
     NaN and infinite values are missing: they count as an index and change nothing else.
 
