@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from devinterp_fast.changepoint import Focus
 from devinterp_fast.errors import ShapeError
@@ -240,3 +241,64 @@ def test_empty_and_string():
     assert run.statistic.shape == run.changepoint.shape == run.direction.shape == (0,)
     assert "\n" not in str(run)
     assert "1 alarms" in str(Focus(threshold=1.0).run([0.0, 0.0, 9.0]))
+
+
+LOG_LIKELIHOOD = {
+    # n times the largest mean log-likelihood of n values of this mean, without what depends on the values alone
+    "bernoulli": lambda n, m: n * (special.xlogy(m, m) + special.xlogy(1 - m, 1 - m)),
+    "poisson": lambda n, m: n * (special.xlogy(m, m) - m),
+    "exponential": lambda n, m: -n * np.log(m),
+}
+DRAW = {
+    "bernoulli": lambda rng, mean: rng.random() < mean,
+    "poisson": lambda rng, mean: rng.poisson(4 * mean),
+    "exponential": lambda rng, mean: rng.exponential(mean) + 1e-12,
+}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("family", LOG_LIKELIHOOD)
+def test_other_families_equal_brute_force(family, seed):
+    """After each value, to 1e-9: sums of some 300 terms of order one, whose rounding is below 1e-12."""
+    rng = np.random.default_rng(seed)
+    y = np.array([float(DRAW[family](rng, 0.2 if i < 150 else 0.6)) for i in range(300)])
+    y[rng.random(300) < 0.05] = np.nan
+    seen = np.isfinite(y)
+    got = Focus(family=family).run(y)
+    for n in range(2, 301, 7):
+        z, where = y[:n][seen[:n]], np.flatnonzero(seen[:n])
+        k = np.arange(1, z.size)
+        before = np.cumsum(z)[:-1]
+        after = z.sum() - before
+        L = LOG_LIKELIHOOD[family]
+        values = 2 * (L(k, before / k) + L(z.size - k, after / (z.size - k)) - L(z.size, z.mean()))
+        assert got.statistic[n - 1] == pytest.approx(max(values.max(), 0.0), rel=1e-9, abs=1e-9)
+        if values.max() > 1:
+            assert got.changepoint[n - 1] in where[k[values >= values.max() - 1e-9] - 1] + 1
+    assert got.direction[-1] == 1
+    one = Focus(family=family)
+    assert [one.update(v) for v in y] == got.statistic.tolist()
+    two = Focus(family=family)
+    two.run(y[:100])
+    three = Focus(family=family)
+    three.load_state_dict(two.state_dict())
+    assert np.array_equal(three.run(y[100:]).statistic, got.statistic[100:])
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "message"),
+    [
+        ("bernoulli", [0.0, 1.5], "y: expected values from 0 to 1, got 0 to 1.5"),
+        ("poisson", [-1.0, 2.0], "y: expected values >= 0, got -1 to 2"),
+        ("exponential", [0.0, 1.0], "y: expected values > 0, got 0 to 1"),
+    ],
+)
+def test_values_outside_the_family_are_refused(family, values, message):
+    test = Focus(family=family)
+    with pytest.raises(ValueError) as caught:
+        test.run(values)
+    assert str(caught.value) == message
+    with pytest.raises(ValueError, match="se: expected None with family"):
+        test.update(0.5, 1.0)
+    with pytest.raises(ValueError, match=r"family: expected one of .*, got gamma"):
+        Focus(family="gamma")

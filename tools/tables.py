@@ -190,7 +190,20 @@ def estimators():
     return lines
 
 
+def stages():
+    """Held-out scores of the stage detector, one default for all systems."""
+    found = read("stages")
+    lines = ["| system | transitions | precision | recall |", "|---|---|---|---|"]
+    for name, row in found.items():
+        if name not in ("all", "nulls", "environment"):
+            lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
+    whole, null = found["all"], found["nulls"]
+    lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
+    return [*lines, "", f"False rows on {null['curves']} curves without a transition: {null['false rows']}."]
+
+
 TABLES = {
+    ROOT / "docs" / "changes.md": {"stages": stages},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature},

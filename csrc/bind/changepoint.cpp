@@ -111,7 +111,13 @@ dif::FocusHull unpack(const py::tuple& parts) {
 
 void bind_focus(py::module_& m) {
   py::class_<dif::Focus>(m, "Focus")
-      .def(py::init<>())
+      .def(py::init([](int family) {
+             if (family < 0 || family > 3) throw std::invalid_argument("family: expected 0 to 3, got another");
+             dif::Focus test;
+             test.family = static_cast<dif::FocusFamily>(family);
+             return test;
+           }),
+           py::arg("family") = 0)
       .def("update", &dif::Focus::update, py::arg("y"), py::arg("weight"))
       .def("restart", &dif::Focus::restart)
       .def(

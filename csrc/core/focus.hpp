@@ -8,13 +8,32 @@
 // hull is two stacks: popping what the newest point hides costs O(1) amortized, and about log n vertices stay
 // on each side. Memory: 24 bytes a vertex. NaN or weight 0: counted, otherwise ignored. Deterministic.
 // Accuracy: about 1e-12 relative; values are taken less the first one, so that an offset costs nothing.
-// Source: Romano, Eckley, Fearnhead, Rigaill (2023), JMLR 24(81).
+//
+// The same for the mean of a one-parameter exponential family:
+//
+//   statistic = max over j of 2 (W_j d(m1, m) + (W - W_j) d(m2, m)),  m1, m2, m the means before, after, of all,
+//
+// d the divergence of two members. W_j d(S_j / W_j, .) is the perspective of a convex function less a linear one, so
+// the statistic is convex in (W_j, S_j) again and the same hull holds its maximum. Source: Romano, Eckley, Fearnhead,
+// Rigaill (2023), JMLR 24(81); Ward, Romano, Eckley, Fearnhead (2024), Statistics and Computing 34.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <vector>
 
 namespace dif {
+
+enum class FocusFamily : int { gaussian = 0, bernoulli = 1, poisson = 2, exponential = 3 };
+
+// p log(p / q), 0 at p = 0.
+inline double focus_log_ratio(double p, double q) { return p > 0 ? p * std::log(p / q) : 0.0; }
+
+// Divergence of the member of mean p from that of mean q.
+inline double focus_divergence(FocusFamily family, double p, double q) {
+  if (family == FocusFamily::bernoulli) return focus_log_ratio(p, q) + focus_log_ratio(1 - p, 1 - q);
+  if (family == FocusFamily::poisson) return focus_log_ratio(p, q) - (p - q);
+  return p / q - 1 - std::log(p / q);
+}
 
 // One side of the hull: vertices in order of weight.
 struct FocusHull {
@@ -49,6 +68,7 @@ struct FocusState {
 class Focus {
  public:
   FocusState state;
+  FocusFamily family = FocusFamily::gaussian;
 
   // weight >= 0; a value that is not finite has weight 0.
   double update(double y, double weight) {
@@ -56,7 +76,7 @@ class Focus {
     ++a.count;
     if (!std::isfinite(y) || !(weight > 0)) return a.statistic;
     if (!a.started) {
-      a.offset = y;
+      a.offset = family == FocusFamily::gaussian ? y : 0;
       a.started = true;
     }
     a.weight += weight;
@@ -83,6 +103,7 @@ class Focus {
 
  private:
   void best(const FocusHull& hull, int direction) {
+    if (family != FocusFamily::gaussian) return best_of_family(hull, direction);
     const double total = state.weight, mean = state.sum / total;
     double largest = state.statistic / total;
     std::size_t at = 0;
@@ -97,6 +118,19 @@ class Focus {
     state.statistic = largest * total;
     state.changepoint = hull.index[at];
     state.direction = direction;
+  }
+
+  void best_of_family(const FocusHull& hull, int direction) {
+    const double total = state.weight, mean = state.sum / total;
+    for (std::size_t i = 1; i < hull.weight.size(); ++i) {
+      const double w = hull.weight[i], s = hull.sum[i], rest = total - w;
+      const double value = 2 * (w * focus_divergence(family, s / w, mean) +
+                                rest * focus_divergence(family, (state.sum - s) / rest, mean));
+      if (!(value > state.statistic)) continue;
+      state.statistic = value;
+      state.changepoint = hull.index[i];
+      state.direction = direction;
+    }
   }
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ __all__ = ["Focus", "FocusRun"]
 
 _Floats = npt.NDArray[np.float64]
 _SMALLEST_SE = 1e-150
+FAMILIES = ("gaussian", "bernoulli", "poisson", "exponential")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class FocusRun:
 
 
 class Focus:
-    r"""Exact online likelihood-ratio test for a change of a Gaussian mean; both means unknown (FOCuS).
+    r"""Exact online likelihood-ratio test for a change of a mean; both means unknown (FOCuS).
 
     With weights w = 1 / se^2, sums W_j = sum_{i<j} w_i and S_j = sum_{i<j} w_i y_i, and W, S over all values,
 
@@ -53,18 +54,28 @@ class Focus:
     by its noise's standard deviation first. The maximum is exact: it lies on the convex hull of the points
     (W_j, S_j), of which about 2 log n vertices are kept.
 
+    Of another family, with m1, m2, m the means of the j values before, the n - j after, and all,
+
+        statistic = max_j 2 (j d(m1, m) + (n - j) d(m2, m)),
+
+    where d(p, q) is p log(p / q) + (1 - p) log((1 - p) / (1 - q)) for bernoulli, p log(p / q) - p + q for poisson, and
+    p / q - 1 - log(p / q) for exponential values (times k: gamma of known shape k).
+
     NaN and infinite values are missing: they count as an index and change nothing else.
 
     Args:
         threshold: at or above it `alarm` is true, and the test starts anew with the next value (of the values
             before it nothing is kept). None never alarms.
+        family: ``"gaussian"``; ``"bernoulli"``, values from 0 to 1; ``"poisson"``, values >= 0; ``"exponential"``,
+            values > 0.
 
     Raises:
-        ValueError: ``threshold`` is not positive.
+        ValueError: ``threshold`` is not positive, or ``family`` is unknown.
 
     Source:
         Romano, Eckley, Fearnhead, Rigaill (2023), Fast online changepoint detection via functional pruning
-        CUSUM statistics, JMLR 24(81).
+        CUSUM statistics, JMLR 24(81); Ward, Romano, Eckley, Fearnhead (2024), A constant-per-iteration likelihood
+        ratio test for online changepoint detection for exponential family models, Statistics and Computing 34.
 
     Example:
         >>> test = Focus(threshold=20.0)
@@ -74,11 +85,18 @@ class Focus:
         (3, 1, False)
     """
 
-    def __init__(self, threshold: float | None = None) -> None:
+    def __init__(
+        self,
+        threshold: float | None = None,
+        family: Literal["gaussian", "bernoulli", "poisson", "exponential"] = "gaussian",
+    ) -> None:
+        if family not in FAMILIES:
+            raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, got {family}")
         if threshold is not None and not threshold > 0:
             raise ValueError(f"threshold: expected a positive number or None, got {threshold}")
         self.threshold = threshold
-        self._test = _cpu.Focus()
+        self.family = family
+        self._test = _cpu.Focus(FAMILIES.index(family))
         self._alarm = False
 
     @property
@@ -110,8 +128,11 @@ class Focus:
             se: its standard error; None is a weight of 1, NaN makes the value a missing one.
 
         Raises:
-            ValueError: ``se`` is below 1e-150, whose weight would overflow.
+            ValueError: ``se`` is below 1e-150, whose weight would overflow; or ``y`` is not a value of the family, or
+                ``se`` is given with another than the Gaussian one.
         """
+        if self.family != "gaussian":
+            self._check(np.array([y], dtype=np.float64), se)
         if se is not None and se < _SMALLEST_SE:
             raise ValueError(f"se: expected a number of at least {_SMALLEST_SE}, got {se}")
         if self._alarm:
@@ -132,12 +153,14 @@ class Focus:
 
         Raises:
             ShapeError: ``values`` has not one dimension, or ``se`` has another length.
-            ValueError: an ``se`` is below 1e-150.
+            ValueError: as `update`.
         """
         y = np.ascontiguousarray(values, dtype=np.float64)
         if y.ndim != 1:
             raise ShapeError(f"values: expected one dimension, got shape {y.shape}")
         weight = np.empty(0)
+        if self.family != "gaussian":
+            self._check(y, se)
         if se is not None:
             error = np.asarray(se, dtype=np.float64)
             if error.shape not in ((), y.shape):
@@ -151,13 +174,24 @@ class Focus:
             self._alarm = bool(alarms) and alarms[-1] == self._test.count - 1
         return FocusRun(statistic, changepoint, direction, np.asarray(alarms, dtype=np.int64))
 
+    def _check(self, y: _Floats, se: object) -> None:
+        """Refuses what is not a value of the family."""
+        if se is not None:
+            raise ValueError(f"se: expected None with family {self.family}, got values")
+        seen = y[np.isfinite(y)]
+        low, high = (seen.min(), seen.max()) if seen.size else (0.5, 0.5)
+        fits = {"bernoulli": low >= 0 and high <= 1, "poisson": low >= 0, "exponential": low > 0}
+        if not fits[self.family]:
+            wanted = {"bernoulli": "values from 0 to 1", "poisson": "values >= 0", "exponential": "values > 0"}
+            raise ValueError(f"y: expected {wanted[self.family]}, got {low:g} to {high:g}")
+
     def state_dict(self) -> dict[str, Any]:
         """Everything the test remembers, as numbers and numpy arrays; continues bit for bit."""
         lower, upper, scalars = self._test.state()
         return {"lower": np.stack(lower), "upper": np.stack(upper), "scalars": scalars, "alarm": self._alarm}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up a state of `state_dict`; the threshold stays this object's own.
+        """Takes up a state of `state_dict`; threshold and family stay this object's own.
 
         Raises:
             ValueError: the state is not of this class.
