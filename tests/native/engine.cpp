@@ -207,9 +207,11 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
       baseline(static_cast<size_t>(n), 0.5);
   std::vector<uint8_t> mask(static_cast<size_t>(c.dim), 1);
   mask[1] = 0;
-  Result r{{}, std::vector<double>(count * draws, -1), {}, {}, std::vector<int64_t>(count, -1)};
+  Result r{{}, std::vector<double>(count * draws, -1), {}, {}, {}, std::vector<int64_t>(count, -1)};
   r.baseline = r.energy = r.gauge = r.loss;
   for (size_t i = 0; i < count; ++i) r.w.insert(r.w.end(), center.begin(), center.end());
+  dif::SamplerSettings sampler{};  // SGLD
+  sampler.box = HUGE_VAL;
   const dif::RunSettings settings{chains,
                                   0,
                                   11,
@@ -225,7 +227,7 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
                                   mask.data(),
                                   nullptr,
                                   baseline.data(),
-                                  {}};
+                                  sampler};
   std::vector<double> mean(count * static_cast<size_t>(c.dim)), scatter(mean);
   const dif::Trace trace{r.loss.data(), r.baseline.data(), r.energy.data(), r.gauge.data(),
                          draws,         mean.data(),       scatter.data()};
