@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import sys
 import time
 from pathlib import Path
 
+import builds
 import numpy as np
 import pytest
+import shim
 import torch
 from torch import nn
 
 from devinterp_fast import _cpu, _native, _native_cuda, _native_cuda_sums
 from devinterp_fast.errors import CudaError, DeviceError, DTypeError, ShapeError
 from devinterp_fast.sampling import native, resident
-
-sys.path.insert(0, str(Path(__file__).parent / "cuda"))
-import builds
-import shim
 
 OP = torch.ops.devinterp_fast.sampler_step_at_.default
 SAMPLERS = tuple(_native_cuda.SAMPLERS)
