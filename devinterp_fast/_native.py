@@ -191,7 +191,7 @@ def gram_schmidt_(
 
     u <- u - Q^T c, then u <- u / |u|, with the coefficients c = (2 I - G) Q u of two passes of classical Gram-Schmidt;
     G = Q Q^T is kept by the caller, who calls once for each new vector, so that the basis is read twice, not four
-    times. All sums are float64, in an order that depends on the length alone.
+    times (four times for float64 vectors). All sums are float64, in an order that depends on the length alone.
 
     Args:
         u: the new vectors. May be the basis's own vector number ``count``.
