@@ -203,7 +203,7 @@ def gram_schmidt_(
 
     u <- u - Q^T c, then u <- u / |u|, with the coefficients c = (2 I - G) Q u of two passes of classical Gram-Schmidt;
     G = Q Q^T is kept by the caller, who calls once for each new vector, so that the basis is read twice, not four
-    times. All sums are float64, in an order that depends on the length alone.
+    times (four times for float64 vectors). All sums are float64, in an order that depends on the length alone.
 
     Args:
         u: the new vectors. May be the basis's own vector number ``count``.
@@ -262,7 +262,7 @@ def rademacher_(out: Tensor, *, seed: int, step: int = 0, first_probe: int = 0, 
     """
     _check_probes("out", out)
     run = _cpu.rademacher_f32 if out.dtype == torch.float32 else _cpu.rademacher_f64
-    run(out.data_ptr(), *out.shape, out.stride(0), seed & (2**64 - 1), first_probe, step, threads)
+    run(out.data_ptr(), out.shape[0], out.shape[1], out.stride(0), seed & (2**64 - 1), first_probe, step, threads)
     return out
 
 
@@ -275,7 +275,7 @@ def rademacher_dot(x: Tensor, *, seed: int, step: int = 0, first_probe: int = 0,
     _check_probes("x", x)
     out = torch.empty(x.shape[0], dtype=torch.float64)
     run = _cpu.rademacher_dot_f32 if x.dtype == torch.float32 else _cpu.rademacher_dot_f64
-    run(x.data_ptr(), *x.shape, x.stride(0), seed & (2**64 - 1), first_probe, step, out.data_ptr(), threads)
+    run(x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), seed & (2**64 - 1), first_probe, step, out.data_ptr(), threads)
     return out
 
 

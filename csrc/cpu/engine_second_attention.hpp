@@ -46,18 +46,18 @@ struct SecondAttention : SecondPass<L> {
     const View rq = r.view(op.a), rk = r.view(op.b), rv = r.view(op.c), rout = r.view(op.out);
     const T factor = static_cast<T>(op.factor);
     each_head(op, at, [&](const typename A::Heads& h, const Place& here) {
-      T *turned = job.work, *rturned = turned + h.d * h.ld;
+      T *turned = job.work, *turned_r = turned + h.d * h.ld;
       transpose<L>(h.t, h.d, k.p + here.row * k.ld + here.column, k.ld, turned, h.ld);
       for (int64_t probe = 0; probe < job.probes; ++probe) {
         const int64_t rrow = probe * job.samples * h.t + here.row;
         T* rp = tangent_p(op, rat, h, here, probe);
-        transpose<L>(h.t, h.d, rk.p + rrow * rk.ld + here.column, rk.ld, rturned, h.ld);
+        transpose<L>(h.t, h.d, rk.p + rrow * rk.ld + here.column, rk.ld, turned_r, h.ld);
         A::row_blocks(h, [&](int64_t e, int64_t count, int64_t wide) {
           T* to = rp + e * h.ld;
           const T* p = here.p + e * h.ld;
           G::run(count, wide, h.d, {rq.p + (rrow + e) * rq.ld + here.column, rq.ld, 1}, turned, h.ld, to, h.ld, nullptr,
                  false);
-          G::run(count, wide, h.d, {q.p + (here.row + e) * q.ld + here.column, q.ld, 1}, rturned, h.ld, to, h.ld,
+          G::run(count, wide, h.d, {q.p + (here.row + e) * q.ld + here.column, q.ld, 1}, turned_r, h.ld, to, h.ld,
                  nullptr, true);
           for (int64_t i = 0; i < count; ++i) A::softmax_row_back(p + i * h.ld, to + i * h.ld, wide, factor);
           T* o = rout.p + (rrow + e) * rout.ld + here.column;
@@ -99,8 +99,8 @@ struct SecondAttention : SecondPass<L> {
     const T factor = static_cast<T>(op.factor);
     const bool all = hessian();
     each_head(op, at, [&](const typename A::Heads& h, const Place& here) {
-      T *turned = job.work, *rturned = turned + h.d * h.ld;
-      T *d_p = rturned + h.d * h.ld, *d_s = d_p + h.t * h.ld, *r_d = d_s + h.t * h.ld;
+      T *turned = job.work, *turned_r = turned + h.d * h.ld;
+      T *d_p = turned_r + h.d * h.ld, *d_s = d_p + h.t * h.ld, *r_d = d_s + h.t * h.ld;
       const T* d_out = out.d + here.row * out.ld + here.column;
       transpose<L>(h.t, h.d, v.p + here.row * v.ld + here.column, v.ld, turned, h.ld);
       if (all) {
@@ -115,11 +115,11 @@ struct SecondAttention : SecondPass<L> {
         const int64_t rrow = probe * job.samples * h.t + here.row;
         const T* rp = tangent_p(op, rat, h, here, probe);
         const T* rd_out = rout.d + rrow * rout.ld + here.column;
-        if (all) transpose<L>(h.t, h.d, rv.p + rrow * rv.ld + here.column, rv.ld, rturned, h.ld);
+        if (all) transpose<L>(h.t, h.d, rv.p + rrow * rv.ld + here.column, rv.ld, turned_r, h.ld);
         A::row_blocks(h, [&](int64_t e, int64_t count, int64_t wide) {
           T* to = r_d + e * h.ld;
           G::run(count, wide, h.d, {rd_out + e * rout.ld, rout.ld, 1}, turned, h.ld, to, h.ld, nullptr, false);
-          if (all) G::run(count, wide, h.d, {d_out + e * out.ld, out.ld, 1}, rturned, h.ld, to, h.ld, nullptr, true);
+          if (all) G::run(count, wide, h.d, {d_out + e * out.ld, out.ld, 1}, turned_r, h.ld, to, h.ld, nullptr, true);
           for (int64_t i = e; i < e + count; ++i) {
             tangent_row(here.p + i * h.ld, rp + i * h.ld, all ? d_p + i * h.ld : nullptr, r_d + i * h.ld, wide, factor);
           }

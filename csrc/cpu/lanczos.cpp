@@ -52,8 +52,11 @@ int64_t gram_schmidt_work(const GramSchmidt<T>& at) {
   return at.chains * blocks_of(at.dim) * (1 + at.count - at.known) * at.count + at.chains * blocks_of(at.dim);
 }
 
+namespace {
+
+// u <- u - Q^T c, coefficients (+)= c, norms = |u|.
 template <class T>
-void gram_schmidt(const GramSchmidt<T>& at, double* work, int threads) {
+void project(const GramSchmidt<T>& at, bool onto, double* work, int threads) {
   const LanczosKernels<T>& kernel = kernels_of<T>();
   const int64_t blocks = blocks_of(at.dim), vectors = 1 + at.count - at.known, sums = vectors * at.count;
   double *dots = work, *squares = work + at.chains * blocks * sums;
@@ -67,7 +70,8 @@ void gram_schmidt(const GramSchmidt<T>& at, double* work, int threads) {
     }
     kernel.dots(q, at.vector_ld, at.count, x.data(), limits.data(), vectors, size, dots + item * sums);
   });
-  std::vector<double> projection(static_cast<size_t>(at.count));
+  const auto count = static_cast<size_t>(at.count);
+  std::vector<double> projection(count), c(static_cast<size_t>(at.chains) * count);
   for (int64_t chain = 0; chain < at.chains; ++chain) {
     double* gram = at.gram + chain * at.gram_chain_ld;
     const auto sum = [&](int64_t k) {
@@ -84,17 +88,32 @@ void gram_schmidt(const GramSchmidt<T>& at, double* work, int threads) {
     for (int64_t i = 0; i < at.count; ++i) {
       double again = projection[static_cast<size_t>(i)];  // what the second pass finds
       for (int64_t j = 0; j < at.count; ++j) again -= gram[i * at.gram_ld + j] * projection[static_cast<size_t>(j)];
-      at.coefficients[chain * at.coefficients_ld + i] = projection[static_cast<size_t>(i)] + again;
+      const double part = projection[static_cast<size_t>(i)] + again;
+      double& total = at.coefficients[chain * at.coefficients_ld + i];
+      total = onto ? total + part : part;
+      c[static_cast<size_t>(chain * at.count + i)] = part;
     }
   }
   each_block(threads, at.chains, at.dim, [&](int64_t chain, int64_t first, int64_t size, int64_t item) {
     squares[item] = kernel.subtract(at.u + chain * at.u_ld + first, at.basis + chain * at.chain_ld + first,
-                                    at.vector_ld, at.count, at.coefficients + chain * at.coefficients_ld, size);
+                                    at.vector_ld, at.count, c.data() + chain * at.count, size);
   });
   for (int64_t chain = 0; chain < at.chains; ++chain) {
     double total = 0.0;
     for (int64_t b = 0; b < blocks; ++b) total += squares[chain * blocks + b];
     at.norms[chain] = std::sqrt(total);
+  }
+}
+
+}  // namespace
+
+template <class T>
+void gram_schmidt(const GramSchmidt<T>& at, double* work, int threads) {
+  project(at, false, work, threads);
+  if constexpr (sizeof(T) == 8) {
+    GramSchmidt<T> again = at;
+    again.known = at.count;
+    project(again, true, work, threads);
   }
   each_block(threads, at.chains, at.dim, [&](int64_t chain, int64_t first, int64_t size, int64_t) {
     const double inverse = at.norms[chain] > 0.0 ? 1.0 / at.norms[chain] : 0.0;

@@ -4,7 +4,8 @@
 //   c = (2 I - G) Q u,  G = Q Q^T,
 // so a known G saves the second pass its reading: the basis is read once for Q u (and for the newest row of G), once
 // for u - Q^T c. Products and sums are double: G differs from the identity by the basis's own rounding, and what c
-// leaves over is of its square. With single-precision vectors, the result is orthogonal up to its rounding to float.
+// leaves over is of its square. With float vectors the result is orthogonal up to its rounding. Double vectors have no
+// wider sums to lean on: where most of u cancels, the rounding of Q u itself is left over, so all of it is done twice.
 // Sources: Giraud, Langou, Rozloznik (2005) for two passes being enough; the identity is theirs written out.
 #pragma once
 #include <cstdint>
