@@ -207,7 +207,7 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
       baseline(static_cast<size_t>(n), 0.5);
   std::vector<uint8_t> mask(static_cast<size_t>(c.dim), 1);
   mask[1] = 0;
-  Result r{{}, std::vector<double>(count * draws, -1), {}, {}, std::vector<int64_t>(count, -1)};
+  Result r{{}, std::vector<double>(count * draws, -1), {}, {}, {}, std::vector<int64_t>(count, -1)};
   r.baseline = r.energy = r.gauge = r.loss;
   for (size_t i = 0; i < count; ++i) r.w.insert(r.w.end(), center.begin(), center.end());
   const dif::RunSettings settings{chains,
