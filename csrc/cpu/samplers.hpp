@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "core/philox.hpp"
@@ -22,13 +23,13 @@ enum SamplerKind : int32_t {
 // null.
 struct SamplerSettings {
   int32_t kind;
-  int32_t leapfrog;              // mean steps of a trajectory
-  double beta1, beta2, epsilon;  // of the metric
-  int64_t adapt;                 // the metric stands still from this step
-  double inertia;                // of the thermostat; 0: none
-  double box;                    // |w - center| of each coordinate stays within; infinity: none
-  const double* friction;        // (chains)
-  double* thermostat;            // (chains), begins as friction
+  int32_t leapfrog;                                      // mean steps of a trajectory
+  double beta1, beta2, epsilon;                          // of the metric
+  int64_t adapt;                                         // the metric stands still from this step
+  double inertia;                                        // of the thermostat; 0: none
+  double box = std::numeric_limits<double>::infinity();  // |w - center| of each coordinate stays within; infinity: none
+  const double* friction;                                // (chains)
+  double* thermostat;                                    // (chains), begins as friction
   float *first, *second;
   int64_t state_ld;
   const float* anchor;  // (dim), the full gradient at the center, for control variates; or null
