@@ -275,7 +275,17 @@ def rademacher_dot(x: Tensor, *, seed: int, step: int = 0, first_probe: int = 0,
     _check_probes("x", x)
     out = torch.empty(x.shape[0], dtype=torch.float64)
     run = _cpu.rademacher_dot_f32 if x.dtype == torch.float32 else _cpu.rademacher_dot_f64
-    run(x.data_ptr(), x.shape[0], x.shape[1], x.stride(0), seed & (2**64 - 1), first_probe, step, out.data_ptr(), threads)
+    run(
+        x.data_ptr(),
+        x.shape[0],
+        x.shape[1],
+        x.stride(0),
+        seed & (2**64 - 1),
+        first_probe,
+        step,
+        out.data_ptr(),
+        threads,
+    )
     return out
 
 
