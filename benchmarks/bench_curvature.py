@@ -30,8 +30,7 @@ from torch import Tensor, nn
 
 import devinterp_fast as dif
 
-K, PROBES, STEPS, ROUNDS = 10, 10, 30, 5
-BARS = {"curvlinops + eigsh": 5.0, "hessian-eigenthings": 2.0, "density": 2.5, "fisher": 4.0}
+K, PROBES, STEPS, ROUNDS = 10, 10, 30, 3
 
 
 class AttentionOnly(nn.Module):
@@ -121,12 +120,6 @@ def eigen_contestants(w, k=K):
                 return eigenthings.lanczos(H, k=k, max_iter=steps, tol=1e-3, seed=0).eigenvalues
 
             out[f"hessian-eigenthings, {steps} steps"] = others
-    if pyhessian is not None:
-
-        def power():
-            return pyhessian.hessian(w.model, w.loss, data=(w.x, w.y), cuda=False).eigenvalues(100, 1e-3, k)[0]
-
-        out["pyhessian"] = power
     return out
 
 
@@ -137,7 +130,7 @@ def density_contestants(w):
         return dif.spectral_density(dif.hessian(*arguments, backend=backend), probes=PROBES, steps=STEPS).nodes
 
     out = {"devinterp_fast": lambda: ours("auto"), "devinterp_fast, torch engine": lambda: ours("torch")}
-    if curvlinops is not None:
+    if curvlinops is not None and w.name == "W3":  # not the fastest peer, and a minute a run on W4
         top = float(dif.eigsh(dif.hessian(*arguments), 1, which="LA").values[0])
         low = float(dif.eigsh(dif.hessian(*arguments), 1, which="SA").values[0])
 
@@ -186,7 +179,7 @@ def fisher_contestants(w):
 
 
 def timed(contestants):
-    seconds = harness.race(contestants, ROUNDS, clock=time.process_time)
+    seconds = harness.race(contestants, ROUNDS, warmup=0, clock=time.process_time)  # the check was the warm-up
     of = harness.ratios(seconds, "devinterp_fast")
     return {"ms": {k: 1e3 * v for k, v in harness.medians(seconds).items()}, "over devinterp_fast": of}
 
@@ -250,7 +243,7 @@ def main() -> None:
     if sys.argv[1:] == ["large"]:
         harness.record("curvature", {"W5": large()})
         return
-    for name in sys.argv[1:] or ("W3", "W4", "W5"):
+    for name in sys.argv[1:] or ("W5", "W3", "W4"):
         if name == "W5":
             subprocess.run([sys.executable, __file__, "large"], check=True)
             continue

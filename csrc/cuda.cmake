@@ -41,8 +41,11 @@ pybind11_add_module(
   cuda/device.cu
   cuda/glr.cu
   cuda/gram.cu
+  cuda/lanczos.cu
   cuda/moments.cu
   cuda/noise.cu
+  cuda/resident.cu
+  cuda/resident_plan.cu
   cuda/step.cu
 )
 target_include_directories(_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})

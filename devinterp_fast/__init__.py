@@ -16,48 +16,87 @@ from devinterp_fast.curvature.escape import Escape, escape
 from devinterp_fast.curvature.fisher import fisher
 from devinterp_fast.curvature.operators import Operator, ggn, hessian, ntk
 from devinterp_fast.curvature.trace import Diagonal, Trace, diagonal, trace
+from devinterp_fast.estimators.acceptance import Acceptance, mala_acceptance
+from devinterp_fast.estimators.covariance import (
+    EssentialDynamics,
+    PosteriorCovariance,
+    essential_dynamics,
+    posterior_covariance,
+)
+from devinterp_fast.estimators.fluctuation import TwoTemperatureLLC, VarianceLLC, two_temperature_llc, variance_llc
+from devinterp_fast.estimators.influence import Influence, influence, loss_kernel
 from devinterp_fast.estimators.llc import LLC, estimate_llc, explain
+from devinterp_fast.estimators.saved import load_llc
+from devinterp_fast.estimators.susceptibility import Susceptibilities, susceptibilities
+from devinterp_fast.estimators.waic import WAIC, WBIC, estimate_waic, estimate_wbic
 from devinterp_fast.monitor.monitor import Change, Monitor, Transition
 from devinterp_fast.monitor.observables import Observable
 from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling.calibrate import Sweep, calibrate
+from devinterp_fast.sampling.checkpoints import Checkpoints
 from devinterp_fast.sampling.objective import next_token_loss
+from devinterp_fast.sampling.samplers import Sampler
 
 __version__ = version("devinterp-fast")
 
 __all__ = [
     "LLC",
+    "WAIC",
+    "WBIC",
+    "Acceptance",
     "Boundary",
     "Change",
     "Channel",
     "ChannelAlarm",
+    "Checkpoints",
     "Detector",
     "Diagonal",
     "Eigen",
     "Escape",
+    "EssentialDynamics",
     "Focus",
+    "Influence",
     "Localization",
     "Monitor",
     "Observable",
     "Operator",
+    "PosteriorCovariance",
+    "Sampler",
     "Schedule",
     "Segmentation",
     "SpectralDensity",
     "Stages",
+    "Susceptibilities",
+    "Sweep",
     "Trace",
     "Transition",
+    "TwoTemperatureLLC",
+    "VarianceLLC",
     "__version__",
+    "calibrate",
     "diagonal",
     "eigsh",
     "escape",
+    "essential_dynamics",
     "estimate_llc",
+    "estimate_waic",
+    "estimate_wbic",
     "explain",
     "fisher",
     "ggn",
     "hessian",
+    "influence",
+    "load_llc",
     "localize",
+    "loss_kernel",
+    "mala_acceptance",
     "next_token_loss",
     "ntk",
+    "posterior_covariance",
     "segment",
     "spectral_density",
+    "susceptibilities",
     "trace",
+    "two_temperature_llc",
+    "variance_llc",
 ]

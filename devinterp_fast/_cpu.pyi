@@ -9,14 +9,13 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "Batches",
     "Curvature32",
     "Curvature64",
     "Focus",
     "GlrDetector",
     "Program",
     "StageDetector",
-    "batch_indices",
-    "batch_indices_i64",
     "compiler",
     "gram_schmidt_f32",
     "gram_schmidt_f64",
@@ -35,12 +34,29 @@ __all__: list[str] = [
     "words_u32",
 ]
 
+class Batches:
+    """Which samples a step sees; modes 0 independent, 1 shared, 2 epoch, 3 full."""
+    def __init__(
+        self,
+        mode: typing.SupportsInt | typing.SupportsIndex,
+        seed: typing.SupportsInt | typing.SupportsIndex,
+        first_chain: typing.SupportsInt | typing.SupportsIndex,
+        chains: typing.SupportsInt | typing.SupportsIndex,
+        n: typing.SupportsInt | typing.SupportsIndex,
+        size: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def fill(
+        self, step: typing.SupportsInt | typing.SupportsIndex, out: typing.SupportsInt | typing.SupportsIndex
+    ) -> None:
+        """Out (chains, size) int64."""
+
 class StageDetector:
     def __init__(
         self,
         loss: bool,
         delta: typing.SupportsFloat | typing.SupportsIndex,
         z: typing.SupportsFloat | typing.SupportsIndex,
+        z_own: typing.SupportsFloat | typing.SupportsIndex,
         z_given: typing.SupportsFloat | typing.SupportsIndex,
         kappa: typing.SupportsFloat | typing.SupportsIndex,
         size: typing.SupportsFloat | typing.SupportsIndex,
@@ -230,6 +246,8 @@ class Program:
         trace_gauge: typing.SupportsInt | typing.SupportsIndex,
         trace_ld: typing.SupportsInt | typing.SupportsIndex,
         diverged: typing.SupportsInt | typing.SupportsIndex,
+        mean: typing.SupportsInt | typing.SupportsIndex,
+        scatter: typing.SupportsInt | typing.SupportsIndex,
         sampler: tuple[
             typing.SupportsInt | typing.SupportsIndex,
             typing.SupportsInt | typing.SupportsIndex,
@@ -387,28 +405,6 @@ class GlrDetector:
     def peak(self) -> numpy.typing.NDArray[numpy.float32]: ...
     @property
     def statistic(self) -> numpy.typing.NDArray[numpy.float32]: ...
-
-def batch_indices(
-    out: typing.SupportsInt | typing.SupportsIndex,
-    mode: typing.SupportsInt | typing.SupportsIndex,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    chain: typing.SupportsInt | typing.SupportsIndex,
-    step: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
-    batch_size: typing.SupportsInt | typing.SupportsIndex,
-) -> None:
-    """Out (batch_size) int32: the samples of one chain's batch at one step."""
-
-def batch_indices_i64(
-    out: typing.SupportsInt | typing.SupportsIndex,
-    chains: typing.SupportsInt | typing.SupportsIndex,
-    size: typing.SupportsInt | typing.SupportsIndex,
-    n: typing.SupportsInt | typing.SupportsIndex,
-    seed: typing.SupportsInt | typing.SupportsIndex,
-    first_chain: typing.SupportsInt | typing.SupportsIndex,
-    step: typing.SupportsInt | typing.SupportsIndex,
-) -> None:
-    """Out (chains, size): samples of a step's batches."""
 
 def compiler() -> str:
     """The compiler that built this module."""

@@ -91,11 +91,23 @@ def words(chains: int, size: int, *, seed: int, step: int, first_chain: int = 0,
     return out.long() & 0xFFFFFFFF
 
 
-def batch_indices(chains: int, size: int, n: int, *, seed: int, step: int, first_chain: int = 0) -> Tensor:
-    """Returns int64 (chains, size): the samples of each chain's minibatch, drawn with replacement from [0, n)."""
-    out = torch.empty(chains, size, dtype=torch.int64)
-    _cpu.batch_indices_i64(out.data_ptr(), chains, size, n, seed & (2**64 - 1), first_chain, step)
-    return out
+class Batches:
+    """Which samples some chains see at each step; csrc/cpu/batches.hpp says which they are.
+
+    Keeps each chain's permutation in mode "epoch", so that following steps are cheap; any step may be asked for.
+    """
+
+    MODES = ("independent", "shared", "epoch", "full")
+
+    def __init__(self, mode: str, chains: int, size: int, n: int, *, seed: int, first_chain: int = 0):
+        self.shape = (chains, size)
+        self.native = _cpu.Batches(self.MODES.index(mode), seed & (2**64 - 1), first_chain, chains, n, size)
+
+    def at(self, step: int) -> Tensor:
+        """Returns int64 (chains, size): indices into [0, n)."""
+        out = torch.empty(self.shape, dtype=torch.int64)
+        self.native.fill(step, out.data_ptr())
+        return out
 
 
 def sgld_step_(

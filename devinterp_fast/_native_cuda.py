@@ -25,6 +25,9 @@ except ModuleNotFoundError:  # built without nvcc
     _cuda = None
 
 
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
 def unavailable() -> str:
     """Returns why no kernel can run here, or an empty text."""
     if _cuda is None:
@@ -57,8 +60,9 @@ def module() -> ModuleType:
 
 def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
     """Raises unless the tensor is of this dtype, shape and device, with its last dimension dense."""
-    # one expression on the way of every call: each comparison costs as much as a kernel's argument
-    if tensor.dtype is dtype and tensor.shape == shape and tensor.device == device and _dense(tensor):
+    # every call comes through here some times, and each look at a tensor takes a tenth of a microsecond
+    fits = tensor.dtype is dtype and tensor.shape == shape and tensor.device == device
+    if fits and (tensor.is_contiguous() or _dense(tensor)):
         return
     wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} {shape} on {device}"
     if tensor.dtype != dtype:
@@ -71,7 +75,7 @@ def _expect(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...
 
 
 def _dense(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
+    return tensor.numel() == 0 or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1
 
 
 def _rows(name: str, tensor: Tensor, dtype: torch.dtype, chains: int, dim: int, device: torch.device) -> int:
@@ -101,10 +105,11 @@ def _pieces(
     """The gradients as (first, size, address, row stride)."""
     pieces, first = [], 0
     for g in gradients:
-        size = g.numel() // max(chains, 1)
-        if g.dtype != torch.float32 or g.device != device:
+        numbers = g.numel()
+        size = numbers // chains if chains else 0
+        if g.dtype is not torch.float32 or g.device != device:
             _expect("g", g, torch.float32, tuple(g.shape), device)
-        if not g.is_contiguous() or g.numel() != chains * size:
+        if not g.is_contiguous() or numbers != chains * size:
             raise ShapeError(f"g: expected contiguous float32 ({chains}, ...) on {device}, got {describe(g)}")
         pieces.append((first, size, g.data_ptr(), size))
         first += size
@@ -113,11 +118,32 @@ def _pieces(
     return pieces
 
 
+def _rows_of(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, int], device: torch.device) -> int:
+    """Checks rows that are written to; returns the row stride."""
+    _expect(name, tensor, dtype, shape, device)
+    if shape[0] > 1 and tensor.stride(0) < shape[1]:
+        raise ShapeError(f"{name}: expected rows apart in memory, got row stride {tensor.stride(0)}")
+    return tensor.stride(0)
+
+
 def stream_of(device: torch.device) -> int:
     """The address of PyTorch's current stream there."""
     if device.type != "cuda":
         raise DeviceError(f"device: expected cuda, got {device}")
+    if _raw_stream is not None:  # what PyTorch's own compiler calls: no object is made
+        return int(_raw_stream(device.index or 0))
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def launch(name: str, device: torch.device, **arguments: object) -> None:
+    """Starts a kernel of the compiled module on the current stream of a device.
+
+    Raises:
+        CudaError: it could not be started.
+    """
+    error = getattr(module(), name)(device=device.index or 0, stream=stream_of(device), **arguments)
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
 
 
 BLOCK = 8192
@@ -184,7 +210,7 @@ def sampler_step_(
     sums: Tensor | None = None,
     first_chain: int = 0,
     noise: bool = True,
-) -> Tensor:
+) -> None:
     """One step of every chain on a GPU, in place, in one pass over memory; the same bits as on the CPU.
 
     Args:
@@ -250,14 +276,13 @@ def sampler_step_(
         seed, step = clock.tolist()
         threads = torch.get_num_threads()
         _cpu.sampler_step_f32(*where, seed & (2**64 - 1), step, first_chain, noise, work, gauge, threads)
-        return w
+        return
     at = clock.data_ptr()
     error = module().sampler_step_f32(
-        device.index, stream_of(device), *where, at, at + 8, first_chain, noise, partial, work, gauge
+        device.index or 0, stream_of(device), *where, at, at + 8, first_chain, noise, partial, work, gauge
     )
     if error is not None:
         raise CudaError(f"cuda: {error}")
-    return w
 
 
 def thermostat_(
@@ -287,12 +312,10 @@ def thermostat_(
     _expect("settings", settings, torch.float32, (chains, 6), device)
     for name, each in (("zeta", zeta), ("gauge", gauge), ("lr", lr), ("friction", friction)):
         _expect(name, each, torch.float64, (chains,), device)
-    error = module().thermostat_f64(
-        device.index, stream_of(device), gauge.data_ptr(), moving, lr.data_ptr(), friction.data_ptr(), inertia,
-        zeta.data_ptr(), settings.data_ptr(), chains,
+    launch(
+        "thermostat_f64", device, gauge=gauge.data_ptr(), moving=moving, lr=lr.data_ptr(), friction=friction.data_ptr(),
+        inertia=inertia, zeta=zeta.data_ptr(), coefficients=settings.data_ptr(), chains=chains,
     )  # fmt: skip
-    if error is not None:
-        raise CudaError(f"cuda: {error}")
     return settings
 
 
@@ -322,10 +345,8 @@ def fill_noise_(kind: str, out: Tensor, clock: Tensor, *, first_chain: int = 0, 
     chains, dim, device = _block("out", out.view(torch.float32))
     _expect("clock", clock, torch.int64, (2,), device)
     at = clock.data_ptr()
-    error = module().fill_noise_f32(
-        device.index, stream_of(device), NOISE[kind], out.data_ptr(), chains, dim, out.stride(0), stream,
-        at, at + 8, first_chain,
+    launch(
+        "fill_noise_f32", device, kind=NOISE[kind], out=out.data_ptr(), chains=chains, size=dim, ld=out.stride(0),
+        stream_number=stream, seed=at, step=at + 8, first_chain=first_chain,
     )  # fmt: skip
-    if error is not None:
-        raise CudaError(f"cuda: {error}")
     return out

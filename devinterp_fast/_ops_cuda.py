@@ -21,25 +21,6 @@ _library.define(
 _library.define("normal_at_(Tensor(a!) out, Tensor clock, int first_chain=0, int stream=0) -> ()")
 
 
-def _step(
-    sampler: str,
-    w: Tensor,
-    gradients: list[Tensor],
-    center: Tensor,
-    settings: Tensor,
-    clock: Tensor,
-    first: Tensor | None = None,
-    second: Tensor | None = None,
-    mask: Tensor | None = None,
-    sums: Tensor | None = None,
-    first_chain: int = 0,
-    noise: bool = True,
-) -> None:
-    _native_cuda.sampler_step_(
-        sampler, w, gradients, center, settings, clock, first, second, mask, sums, first_chain, noise
-    )
-
-
 def _normal_cuda(out: Tensor, clock: Tensor, first_chain: int = 0, stream: int = 0) -> None:
     _native_cuda.fill_noise_("normals", out, clock, first_chain=first_chain, stream=stream)
 
@@ -58,7 +39,7 @@ def _normal_fake(out: Tensor, *_: object, **__: object) -> None:
 
 
 for _key in ("CPU", "CUDA"):
-    _library.impl("sampler_step_at_", _step, _key)
+    _library.impl("sampler_step_at_", _native_cuda.sampler_step_, _key)
 _library.impl("normal_at_", _normal_cpu, "CPU")
 _library.impl("normal_at_", _normal_cuda, "CUDA")
 torch.library.register_fake("devinterp_fast::sampler_step_at_", _step_fake, lib=_library)

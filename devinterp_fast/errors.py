@@ -26,7 +26,7 @@ class ModelError(ValueError):
 
 
 class RunFolderError(ValueError):
-    """A folder is not a run, is damaged, or belongs to other settings."""
+    """A run's folder or checkpoint is not one, is damaged, or belongs to other settings."""
 
 
 class NumericalError(RuntimeError):

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from devinterp_fast.errors import MissingExtraError
+from devinterp_fast.curvature.density import SpectralDensity
+from devinterp_fast.curvature.eigen import Eigen
+from devinterp_fast.errors import MissingExtraError, ShapeError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,3 +114,79 @@ def _estimates(ax: Axes, trace: xr.Dataset, name: str, step: Any, value: Any, er
         low, high = float(np.min(inside)), float(np.max(inside))
         room = 0.15 * max(high - low, 1e-9)
         ax.set_ylim(min(low - room, 0.0), high + room)
+
+
+_FLOOR = 0.1  # eigenvalues: shares of the spectrum below a tenth of one are not drawn
+
+
+def density_figure(density: SpectralDensity, *, width: float | None = None) -> Figure:
+    """A spectral density with its confidence band, as numbers of eigenvalues on a logarithmic scale.
+
+    Args:
+        density: of one checkpoint.
+        width: of the smoothing, as in ``SpectralDensity.curve``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ShapeError: it is a stack of checkpoints.
+    """
+    curve = density.curve(width)
+    step = float(curve.x[1] - curve.x[0])
+    figure, (ax,) = _figure(1, 3.2)
+    count, lower, upper = (np.asarray(y) * density.dim * step for y in (curve.density, curve.lower, curve.upper))
+    ax.fill_between(curve.x, np.maximum(lower, _FLOOR * step), upper, color=BAND, linewidth=0)
+    ax.plot(curve.x, count, color=INK, linewidth=1.2)
+    ax.set_yscale("log")
+    ax.set_ylim(bottom=_FLOOR * min(1.0, float(count.max())) * step, top=2 * float(upper.max()))
+    ax.set_xlabel("eigenvalue", fontsize=9, color=INK)
+    ax.set_ylabel("eigenvalues per point of the grid", fontsize=9, color=INK)
+    return figure
+
+
+def eigenvalue_figure(steps: Sequence[float], eigen: Eigen) -> Figure:
+    """Eigenvalues over training, one line for each rank, with their error bounds where these can be seen.
+
+    Args:
+        steps: of the checkpoints.
+        eigen: of a stack of as many checkpoints.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        ShapeError: the numbers of steps and checkpoints differ.
+    """
+    values, bounds = np.asarray(eigen.values), np.asarray(eigen.bounds)
+    if values.ndim != 2 or len(values) != len(steps):
+        raise ShapeError(f"eigen: expected the eigenvalues of {len(steps)} checkpoints, got shape {values.shape}")
+    figure, (ax,) = _figure(1, 3.2)
+    for i in range(values.shape[1]):
+        ax.fill_between(steps, values[:, i] - bounds[:, i], values[:, i] + bounds[:, i], color=BAND, linewidth=0)
+        ax.plot(steps, values[:, i], color=INK if i == 0 else MUTED, linewidth=1.3 if i == 0 else 0.9)
+    ax.set_xlabel("training step", fontsize=9, color=INK)
+    ax.set_ylabel("eigenvalues", fontsize=9, color=INK)
+    return figure
+
+
+def escape_figure(steps: Sequence[float], loss: Sequence[float], kappa: Sequence[float]) -> Figure:
+    """A loss above its escape indicator, with the spells in which the indicator is negative.
+
+    Args:
+        steps: of the observations.
+        loss: at each.
+        kappa: at each, as ``escape(...).value``.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    figure, (above, below) = _figure(2, 4.2)
+    x, value = np.asarray(steps, dtype=float), np.asarray(kappa)
+    negative = np.concatenate([[False], value < 0, [False]])
+    edges = np.flatnonzero(negative[1:] != negative[:-1]).reshape(-1, 2)
+    for ax, y in ((above, np.asarray(loss)), (below, value)):
+        for first, end in edges:
+            ax.axvspan(x[first], x[min(end, len(x) - 1)], color=BAND, alpha=0.45, linewidth=0)
+        ax.plot(x, y, color=INK, linewidth=1.3)
+    below.axhline(0, color=MUTED, linewidth=0.8)
+    above.set_ylabel("loss", fontsize=9, color=INK)
+    below.set_ylabel("kappa", fontsize=9, color=INK)
+    below.set_xlabel("training step", fontsize=9, color=INK)
+    return figure

@@ -101,28 +101,38 @@ class RunFolder:
             raise RunFolderError(f"{self.path / name}: expected whole safetensors, got {error}") from error
 
     def write_trace(self, trace: xr.Dataset) -> Path:
-        """Writes a dataset as Zarr; ``xarray.open_zarr`` and ArviZ read it.
+        """Writes a dataset as Zarr: see ``write_zarr``."""
+        return write_zarr("out", trace, self.path / "trace.zarr")
 
-        Raises:
-            MissingExtraError: zarr is not installed.
-            RunFolderError: the folder cannot be written.
-        """
-        try:
-            import zarr  # noqa: F401
-        except ImportError as error:
-            raise MissingExtraError("writing traces needs zarr: pip install 'devinterp-fast[demo]'") from error
-        target, partial = self.path / "trace.zarr", self.path / "trace.zarr.partial"
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            # Without consolidated metadata a plain ``xarray.open_zarr`` warns its reader; with it, zarr 3 warns us.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
-                trace.to_zarr(partial, mode="w", consolidated=True)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-        except OSError as error:
-            raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
-        return target
+
+def write_zarr(name: str, data: xr.Dataset, target: Path) -> Path:
+    """Writes a dataset as Zarr, whole or not at all; ``xarray.open_zarr`` and ArviZ read it.
+
+    Args:
+        name: what the message calls the argument.
+        data: what to write.
+        target: where; what is there is replaced.
+
+    Raises:
+        MissingExtraError: zarr is not installed.
+        RunFolderError: the folder cannot be written.
+    """
+    try:
+        import zarr  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("writing traces needs zarr: pip install 'devinterp-fast[demo]'") from error
+    partial = target.with_name(target.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        # Without consolidated metadata a plain ``xarray.open_zarr`` warns its reader; with it, zarr 3 warns us.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+            data.to_zarr(partial, mode="w", consolidated=True)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+    except OSError as error:
+        raise RunFolderError(f"{name}: expected a folder that can be written, got {error}") from error
+    return target
 
 
 def read_settings(path: Path) -> dict[str, Any]:

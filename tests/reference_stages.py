@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 class ReferenceStages:
     def __init__(
-        self, kind="loss", *, delta=0.05, z=None, kappa=0.6, size=0.01, skip=10.0, eps=0.01, scale=None
+        self, kind="loss", *, delta=0.05, z=None, kappa=0.7, size=0.01, skip=10.0, eps=0.01, scale=None
     ) -> None:
         self.loss = kind == "loss"
         self.delta, self.z, self.kappa, self.size = delta, z, kappa, size
@@ -28,10 +28,13 @@ class ReferenceStages:
         self.largest = 0.0
         self.last_se = 0.0
         self.second_differences: dict[int, list[float]] = {w: [] for w in SCALES}
+        self.quiet: dict[int, list[tuple[int, float]]] = {w: [] for w in SCALES}  # (observations so far, signed excess)
+        self.third_differences: list[float] = []
         self.noise: dict[int, float] = {}  # standard deviation of a block mean, for each scale that knows it
         self.start: int | None = None
         self.stage: Row | None = None
         self.closed: list[Row] = []
+        self.settling: Row | None = None
 
     def update(self, t: float, y: float, se: float | None = None) -> Row | None:
         if not math.isfinite(y):
@@ -50,7 +53,10 @@ class ReferenceStages:
             self.start = len(self.t) - 1
         if self.start is None:
             return None
+        self.take_third_difference()
         alarm = self.look() if self.stage is None else None
+        if self.settling is not None:
+            self.settle()
         if self.stage is not None:
             self.follow()
         return alarm
@@ -71,14 +77,16 @@ class ReferenceStages:
                 m2, t2 = mean(self.g, e - w - u, u), mean(self.t, e - w - u, u)
                 slope, r = (m1 - m2) / (t1 - t2), (t0 - t1) / (t1 - t2)
                 if u == w:
-                    miss = m1 + slope * (t0 - t1) - m0
-                    self.second_differences[w].append(abs(miss) / math.sqrt(1 + (1 + r) ** 2 + r * r))
+                    miss = (m1 + slope * (t0 - t1) - m0) / math.sqrt(1 + (1 + r) ** 2 + r * r)
+                    self.second_differences[w].append(abs(miss))
+                    if e % max(1, w // 8) == 0:
+                        self.quiet[w] = [*self.quiet[w][-63:], (e, miss * math.sqrt(w))]
                 if own is None:
                     continue
                 past = self.deviation(e - w, u)
                 error = math.sqrt(own**2 + past**2 * ((1 + r) ** 2 + r * r))
-                needed = max(self.floor(), self.errors_needed() * error)
                 for sign in (1,) if self.loss else (1, -1):
+                    needed = max(self.floor(), self.asked(w, u, sign, r, error))
                     excess = sign * m1 + min(sign * slope, 0.0) * (t0 - t1) - sign * m0
                     if excess > 0 and excess >= needed and (best is None or excess / needed > best[0]):
                         best = (excess / needed, w, sign)
@@ -88,6 +96,8 @@ class ReferenceStages:
             return None
         excess, w, sign = best
         onset = self.find_onset(max(1, w // 2), sign)
+        for w_ in SCALES:
+            self.quiet[w_] = [item for item in self.quiet[w_] if item[0] <= onset + w_ // 2]
         self.stage = {"onset": onset, "alarm": e - 1, "block": w, "sign": sign, "peak": 0.0, "speed_block": 1}
         return {
             "step": self.t[-1],
@@ -110,12 +120,30 @@ class ReferenceStages:
             if sd is None or math.sqrt(2) * sd / gap <= 0.1 * (a["peak"] or max(speed, 0.0)):
                 break
         a["peak"] = max(a["peak"], speed)
-        if speed <= self.kappa * a["peak"] and e - 1 > a["alarm"]:
-            self.closed.append(self.row(False))
-            self.start, self.stage = e - a["speed_block"], None
+        w = a["speed_block"]
+        gap = mean(self.t, e, w) - mean(self.t, e - w, w)
+        error = math.sqrt(2) * (self.deviation(e, w) or 0.0) / gap
+        if speed + 2 * error <= self.kappa * a["peak"] and e - 1 > a["alarm"]:
+            self.settling = {**a, "closed": e, "end": e}
+            self.start, self.stage = e - w, None
+
+    def settle(self) -> None:
+        """After a stage: its end moves on until the curve rests, or back to the onset of the next stage."""
+        a, e = self.settling, len(self.t)
+        if self.stage is not None:
+            a["end"] = max(min(a["end"], self.stage["onset"] + 1), a["closed"])
+        elif self.speed(e, a["speed_block"], a["sign"]) > 0.3 * a["peak"]:
+            a["end"] = e
+            return
+        self.closed.append(self.row(a, a["end"], False))
+        self.settling = None
 
     def rows(self) -> list[Row]:
-        rows = self.closed + ([self.row(True)] if self.stage else [])
+        rows = list(self.closed)
+        if self.settling is not None:
+            rows.append(self.row(self.settling, self.settling["end"], True))
+        if self.stage is not None:
+            rows.append(self.row(self.stage, len(self.t), True))
         return [row for row in rows if self.large_enough(row)]
 
     def large_enough(self, row: Row) -> bool:
@@ -127,15 +155,55 @@ class ReferenceStages:
     def floor(self) -> float:
         return self.delta if self.loss else self.delta * (self.scale or max(self.y) - min(self.y))
 
-    def errors_needed(self) -> float:
-        return self.z if self.z is not None else 8.0 if self.variance is None else 5.0
+    def asked(self, w: int, u: int, sign: int, r: float, error: float) -> float:
+        """Least excess that the noise lets count."""
+        if self.variance is not None:
+            return (5.0 if self.z is None else self.z) * error
+        z, own_z = (8.0, 4.5) if self.z is None else (self.z, self.z)
+        n0 = self.excess_noise(w, sign, 12)
+        if n0 is None:
+            return z * error
+        n1 = max(n0, self.excess_noise(u, sign, 12) or 0.0)
+        own = math.sqrt(n0 * n0 / w + n1 * n1 * ((1 + r) ** 2 + r * r) / u)
+        own_z = math.sqrt(own_z**2 + 2 * math.log(max(1.0, len(self.t) / 256)))
+        first = z if self.excess_noise(w, sign, 36) is None else min(own_z, z)
+        return max(first * error, min(1.5 * z * error, own_z * own))
+
+    def excess_noise(self, length: int, sign: int, least: int) -> float | None:
+        """Deviation of one observation as the upper quartiles of the excess in quiet know it."""
+        largest, known = 0.0, False
+        for w in (w for w in SCALES if w <= length):
+            values = [sign * v for at, v in self.quiet[w] if at <= len(self.t) - w][-48:]
+            if len(values) < least:
+                break
+            largest = max(largest, 1.4826 * sorted(values)[(3 * (len(values) - 1) + 2) // 4])
+            known = 2 * w >= length
+        return largest if known else None
+
+    def take_third_difference(self) -> None:
+        if self.variance is not None or len(self.t) < 4:
+            return
+        misses = []
+        for e in (len(self.t), len(self.t) - 1):
+            (g2, g1, g0), (t2, t1, t0) = self.g[e - 3 : e], self.t[e - 3 : e]
+            r = (t0 - t1) / (t1 - t2)
+            misses.append((g1 + (g1 - g2) * r - g0) / math.sqrt(1 + (1 + r) ** 2 + r * r))
+        self.third_differences = [*self.third_differences[-15:], abs(misses[0] - misses[1]) / math.sqrt(20 / 6)]
+
+    def fresh(self) -> float:
+        """Deviation of one observation by the last third differences; 0 while it is not known."""
+        n = len(self.third_differences)
+        return 1.4826 * sorted(self.third_differences)[n // 2] if n >= 8 else 0.0
 
     def deviation(self, end: int, length: int) -> float | None:
         """Standard deviation of the mean of the block of this length before index `end`."""
         if self.variance is not None:
             return math.sqrt(math.fsum(self.variance[end - length : end])) / length
-        known = [v for v in SCALES if v <= max(1, length // 4) and v in self.noise]
-        return max((self.noise[v] * math.sqrt(v / length) for v in known), default=None)
+        known = [self.noise[v] * math.sqrt(v) for v in SCALES if v <= max(1, length // 4) and v in self.noise]
+        if not known:
+            return None
+        more = self.fresh() > 2 * self.noise.get(1, -1.0)
+        return max([*known, self.fresh() if more else 0.0]) / math.sqrt(length)
 
     def speed(self, end: int, h: int, sign: int) -> float:
         fall = mean(self.g, end - h, h) - mean(self.g, end, h)
@@ -149,16 +217,16 @@ class ReferenceStages:
         last = max((j for j, v in zip(ends, speeds, strict=True) if v <= bound), default=ends[0])
         return min(max(last - h - 1, self.start), e - 2)
 
-    def row(self, provisional: bool) -> Row:
-        a, e = self.stage, len(self.t)
+    def row(self, a: Row, e: int, provisional: bool) -> Row:
+        """The row of a stage whose last observation is e - 1."""
         i, w = a["onset"], a["speed_block"]
         h = min(max(1, a["block"] // 2), i + 1)
         before, after = mean(self.y, i + 1, h), mean(self.y, e, w)
-        crossings = [self.crossing(i, before, after, share) for share in (0.1, 0.5, 0.9)]
+        crossings = [self.crossing(i, e, before, after, share) for share in (0.1, 0.5, 0.9)]
         return {
             **dict(zip(("onset", "midpoint", "end"), crossings, strict=True)),
             "alarm": self.t[a["alarm"]],
-            "closed": self.t[-1],
+            "closed": self.t[e - 1],
             "before": before,
             "after": after,
             "gain": a["sign"] * (mean(self.g, i + 1, h) - mean(self.g, e, w)),
@@ -166,16 +234,16 @@ class ReferenceStages:
             "provisional": provisional,
         }
 
-    def crossing(self, first: int, before: float, after: float, share: float) -> float:
+    def crossing(self, first: int, end: int, before: float, after: float, share: float) -> float:
         level, up = before + share * (after - before), 1 if after > before else -1
         places = []
-        for i in range(first, len(self.t) - 1):
+        for i in range(first, end - 1):
             s0, s1 = up * (self.y[i] - level), up * (self.y[i + 1] - level)
             if (s0 < 0) != (s1 < 0):
                 x0, x1 = math.log1p(self.t[i]), math.log1p(self.t[i + 1])
                 places.append(x0 + (x1 - x0) * s0 / (s0 - s1))
         if not places:
-            ends = math.log1p(self.t[first]), math.log1p(self.t[-1])
+            ends = math.log1p(self.t[first]), math.log1p(self.t[end - 1])
             places = [ends[share > 0.5], ends[share >= 0.5]]
         return math.expm1((places[0] + places[-1]) / 2)
 

@@ -10,6 +10,7 @@ from torch import nn
 import devinterp_fast as dif
 from devinterp_fast import _native
 from devinterp_fast.errors import DataError, DeviceError, DTypeError, LossError, ModelError, ShapeError
+from devinterp_fast.sampling.samplers import KINDS
 
 X, Y = torch.zeros(10, 3), torch.zeros(10, 2)
 
@@ -35,7 +36,8 @@ SETTINGS = [
     ({"seed": 2**64}, f"seed: expected an integer below 2^64, got {2**64}"),
     ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
     ({"batches": "own"}, "batches: expected one of ('independent', 'shared', 'full'), got 'own'"),
-    ({"sampler": "hmc"}, "sampler: expected one of ('auto', 'sgld'), got 'hmc'"),
+    ({"sampler": "nuts"}, f"sampler: expected one of {('auto', *KINDS)}, got 'nuts'"),
+    ({"sampler": "hmc", "batches": "shared"}, "batches: expected 'full' for 'hmc', got 'shared'"),
     ({"backend": "cuda"}, "backend: expected one of ('auto', 'native', 'torch'), got 'cuda'"),
     ({"lr": 0.0}, "lr: expected finite numbers above 0, got 0.0"),
     ({"lr": -1e-3}, "lr: expected finite numbers above 0, got -0.001"),

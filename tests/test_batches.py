@@ -19,7 +19,7 @@ from torch.utils.data import (
 
 from devinterp_fast import _native, _reference
 from devinterp_fast.errors import DataError, DeviceError
-from devinterp_fast.sampling.batches import as_data, check_batches, draw
+from devinterp_fast.sampling.batches import Minibatches, as_data, check_batches, draw
 
 N = 1100  # more than two collations of 512
 X, Y = torch.randn(N, 3, generator=torch.Generator().manual_seed(0)), torch.arange(N)
@@ -193,7 +193,9 @@ def test_batch_settings():
     assert check_batches("full", 8, 100) == 100
     assert check_batches("shared", 8, 100) == 8
     assert check_batches("independent", 500, 100) == 100
-    with pytest.raises(ValueError, match=r"^batches: expected one of \('independent', 'shared', 'full'\), got 'own'$"):
+    with pytest.raises(
+        ValueError, match=r"^batches: expected one of \('independent', 'shared', 'epoch', 'full'\), got 'own'$"
+    ):
         check_batches("own", 8, 100)
     with pytest.raises(ValueError, match=r"^batch_size: expected at least 1, got 0$"):
         check_batches("full", 0, 100)
@@ -202,7 +204,7 @@ def test_batch_settings():
 def test_indices_follow_from_their_address(isa):
     # index j = floor(word_j n / 2^32), word_j of (seed; chain, step, stream 1).
     for n, size in ((1, 5), (7, 1), (1100, 257), (2**31, 9000)):
-        got = _native.batch_indices(3, size, n, seed=2**40 + 5, step=77, first_chain=4)
+        got = _native.Batches("independent", 3, size, n, seed=2**40 + 5, first_chain=4).at(77)
         assert got.shape == (3, size)
         for c in range(3):
             words = _reference.words(4 + c, size, seed=2**40 + 5, step=77, stream=_native.BATCH_INDICES)
@@ -212,7 +214,8 @@ def test_indices_follow_from_their_address(isa):
 
 def test_indices_are_uniform_and_independent():
     n, size, steps = 97, 256, 400
-    index = torch.stack([_native.batch_indices(4, size, n, seed=1, step=t) for t in range(steps)])
+    batches = _native.Batches("independent", 4, size, n, seed=1)
+    index = torch.stack([batches.at(t) for t in range(steps)])
     counts = np.bincount(index.numpy().reshape(-1), minlength=n)
     assert stats.chisquare(counts).pvalue > 1e-4
     pairs = n * index[:, :, 1:] + index[:, :, :-1]  # neighbors in a batch
@@ -233,3 +236,16 @@ def test_a_chain_alone_draws_the_batch_it_draws_among_many():
     assert torch.equal(shared, draw("shared", 5, 1, 33, N, seed=8, step=3))
     assert not torch.equal(shared, draw("shared", 0, 6, 33, N, seed=8, step=4))
     assert not (many == shared).all(1).any()
+
+
+def test_an_epoch_shows_every_sample_once_whoever_asks():
+    n, size = 50, 20
+    batches = Minibatches("epoch", 2, 3, size, n, seed=8)
+    seen = torch.cat([batches.at(t) for t in range(10)], 1)  # four epochs of 50
+    for row in seen.view(3, 4, n).flatten(0, 1):
+        assert torch.equal(row.sort().values, torch.arange(n))
+    assert not torch.equal(seen[0], seen[1])
+    for step in (7, 2, 3):  # steps may be asked for in any order, one chain or several at a time
+        there = seen[:, step * size : (step + 1) * size]
+        assert torch.equal(batches.at(step), there)
+        assert torch.equal(draw("epoch", 3, 1, size, n, seed=8, step=step)[0], there[1])

@@ -128,7 +128,7 @@ def test_path_is_gradient_and_update_in_turn(case, mode):
         _cpu.sgld_step_f32(
             w.data_ptr(), program.dim, w0.data_ptr(), 0, 0, 0, run.chains, [(0, program.dim, g.data_ptr(),
             program.dim)], run.lr.ctypes.data, run.localization.ctypes.data, run.nbeta.ctypes.data, 5, t, 0,
-            True, energy.ctypes.data, 1,
+            True, energy.ctypes.data, 0, 1,
         )  # fmt: skip
         if t >= 3 and (t - 3) % 2 == 0:
             np.testing.assert_allclose(run.energy[:, (t - 3) // 2], energy, rtol=1e-12 if exact else 1e-4)
@@ -160,11 +160,9 @@ def test_resumes_elsewhere(case, mode):
     whole = build(case, batches=mode).finish()
     first = build(case, batches=mode, program=whole.program)
     first.advance(6)
-    second = build(
-        case, batches=mode, program=whole.program, w=first.w, step=first.step, diverged=first.diverged
-    ).finish()
+    second = build(case, batches=mode, program=whole.program, start=first.state, burn_in=1, draws=4).finish()
     assert torch.equal(second.w, whole.w)
-    np.testing.assert_array_equal(second.loss[:, 2:], whole.loss[:, 2:])
+    np.testing.assert_array_equal(second.loss, whole.loss[:, 2:])
     np.testing.assert_array_equal(first.loss[:, :2], whole.loss[:, :2])
 
 
@@ -203,9 +201,7 @@ def test_mask_center_and_divergence(case, mode):
     for c in (0, 2, 3, 4):
         np.testing.assert_array_equal(wild.loss[c], tame.loss[c])
     assert (wild.diverged[[0, 2, 3, 4]] == -1).all()
-    again = build(
-        case, batches=mode, lr=lr, program=run.program, w=wild.w, step=4, diverged=wild.diverged, thin=1
-    ).finish()
+    again = build(case, batches=mode, lr=lr, program=run.program, start=wild.state, thin=1).finish()
     assert again.diverged[1] == wild.diverged[1]
     assert torch.equal(again.w[1], wild.w[1])
 

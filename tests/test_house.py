@@ -21,12 +21,12 @@ PACKAGE = ROOT / "devinterp_fast"
 CSRC = ROOT / "csrc"
 
 FLOORS = (
-    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random"},
-    {"_native", "_native_cuda", "_reference"},
+    {"errors", "progress", "_cpu", "_cuda", "_interrupt", "_random", "store"},
+    {"_native", "_native_cuda", "_native_cuda_sums", "_reference"},
     {"_ops", "_ops_cuda", "_flat", "_program"},
     {"sampling", "distributed"},
     {"estimators", "curvature", "changepoint"},
-    {"transitions", "monitor", "report", "store", "plots"},
+    {"transitions", "monitor", "report", "plots"},
     {"watch"},
     {"cli", "compat", "__main__"},
     {"__init__"},
@@ -56,6 +56,8 @@ LONG_FILES: dict[str, str] = {}
 ADDRESS_TAKERS = {
     "_native.py": "the one door to native code",
     "_native_cuda.py": "the same door on the side of a GPU",
+    "_native_cuda_sums.py": "its part for the kernels that reduce",
+    "sampling/resident.py": "the resident chains' own door: plan, data and chains stay alive between calls",
     "_program/curvature.py": "a Program's state at a checkpoint stays alive between products",
     "sampling/native.py": "the engine's own door: a Program and its run keep data and chains alive between calls",
 }

@@ -366,7 +366,7 @@ BAD_OBSERVABLES = [
     (
         ["lloss"],
         ValueError,
-        r"^observables: expected one of \('loss', 'llc'\) or a function of the model, got 'lloss'$",
+        r"^observables: expected one of \('loss', 'llc', .*\) or a function of the model, got 'lloss'$",
     ),
     ([3], TypeError, r"^observables: expected names, functions or Observables, got int$"),
     (["loss", "loss"], ValueError, r"^observables: expected each channel once, got 'loss' twice$"),

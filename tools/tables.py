@@ -1,4 +1,4 @@
-"""Draws the README's tables from benchmarks/results/*.json; with ``--check``, says whether they are fresh."""
+"""Draws the tables of the README and the docs from benchmarks/results/*.json; ``--check`` asks if they are fresh."""
 
 import json
 import re
@@ -70,23 +70,146 @@ def demo():
     return [*lines, "", found["verdict"]]
 
 
-TABLES = {"demo": demo, "llc": llc, "update": update}
+def curvature():
+    """Times of the spectral tasks, ours and the peers', over both workloads."""
+    found = read("curvature")
+    rows = [
+        ("eigenvalues", "ten largest eigenvalues to 1e-3"),
+        ("density", "density, 10 probes x 30 steps"),
+        ("fisher", "empirical Fisher, ten largest eigenvalues"),
+    ]
+    titles = {"W3": "MLP on digits, 26 k parameters", "W4": "attention-only transformer, 53 k parameters"}
+    lines = ["| ms | devinterp_fast | its torch engine | the others |", "|---|---|---|---|"]
+    for workload, title in titles.items():
+        for key, task in rows if workload in found else []:
+            row = found[workload][key]
+            ours = ("devinterp_fast", "devinterp_fast, torch engine")
+            others = ", ".join(
+                f"{name.split(',')[0]} {ms:,.0f} ({row['over devinterp_fast'][name]:.1f}x)"
+                for name, ms in sorted(row["ms"].items(), key=lambda item: item[1])
+                if name not in ours
+            )
+            lines.append(f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others} |")
+    if "W5" in found:
+        row = found["W5"]
+        lines += [
+            "",
+            f"The ten largest eigenvalues of a model of {row['parameters'] / 1e6:.0f} million parameters: "
+            f"{row['products']} products, {row['seconds']:.0f} s on {row['threads']} threads, "
+            f"{row['peak GiB']:.1f} GiB at the peak ({row['engine'].split('/')[0]} engine).",
+        ]
+    return lines
 
 
-def draw(text):
-    for name, table in TABLES.items():
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f} %"
+
+
+def truth():
+    """The default against known truths, by family."""
+    found = read("truth")
+    lines = [
+        "| systems | runs | median error to target | 90th percentile | median and 90th to lambda | order preserved | "
+        "failures (unreported) | longest, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for part in ("default", "minibatch"):
+        for family, scores in found.get(part, {}).get("scores", {}).items():
+            a, b = scores["target"], scores["lambda"]
+            name = "random deep linear, minibatches only" if part == "minibatch" else family
+            lines.append(
+                f"| {name} | {a['runs']} | **{percent(a['median relative error'])}** | "
+                f"{percent(a['90th percentile'])} | "
+                f"{percent(b['median relative error'])}, {percent(b['90th percentile'])} | "
+                f"{percent(a['order preserved'])} | {a['failures']} ({a['failures unreported']}) | "
+                f"{a['longest, seconds']:.0f} |"
+            )
+    return lines
+
+
+def coverage():
+    """How often the 95 % interval holds the exact value."""
+    found = read("truth").get("coverage", {}).get("scores", {})
+    lines = ["| system | runs | 95 % interval holds the target | mean error, in standard errors |", "|---|---|---|---|"]
+    for name, scores in found.items():
+        lines.append(
+            f"| {name} | {scores['target']['runs']} | {percent(scores['covered'])} | {scores['mean z']:+.2f} |"
+        )
+    runs = sum(scores["target"]["runs"] for scores in found.values())
+    held = sum(scores["target"]["runs"] * scores["covered"] for scores in found.values())
+    return [*lines, f"| all | {runs} | **{percent(held / runs)}** | |"] if runs else lines
+
+
+def samplers():
+    """Each sampler by itself at three steps."""
+    found = read("truth").get("samplers", {}).get("scores", {})
+    names = list(dict.fromkeys(key.split()[0] for key in found))
+    steps = list(dict.fromkeys(key.split()[1] for key in found))
+    lines = [
+        "| median signed error to target (failures of runs) | " + " | ".join(f"step {s}" for s in steps) + " |",
+        "|---|" + "---|" * len(steps),
+    ]
+    for name in names:
+        cells = [found[f"{name} {s}"]["target"] for s in steps if f"{name} {s}" in found]
+        row = " | ".join(f"{percent(c['median signed'])} ({c['failures']} of {c['runs']})" for c in cells)
+        lines.append(f"| {name} | {row} |")
+    return lines
+
+
+def same_call():
+    """One call of devinterp 1.3, and only the import changed."""
+    found = read("estimators")
+    lines = ["| the same call | devinterp 1.3.2 | here | joint error | speed-up |", "|---|---|---|---|---|"]
+    for name in ("W1", "W3", "regression"):
+        row = found.get(f"same call, {name}")
+        if row:
+            llc = row["llc"]
+            lines.append(
+                f"| {name}, {row['draws']} draws | {llc['devinterp 1.3.2']:.3g} | {llc['devinterp_fast']:.3g} | "
+                f"{llc['joint error']:.2g} | {row['devinterp over devinterp_fast']:.0f}x |"
+            )
+    return lines
+
+
+def estimators():
+    """What watching a run costs."""
+    found = read("estimators")
+    rows = {name: found[f"cost, {name}"] for name in ("W1", "W3") if f"cost, {name}" in found}
+    heads = [f"{name}: {r['parameters']:,} parameters, {r['samples']:,} samples" for name, r in rows.items()]
+    lines = [
+        f"| time over that of `estimate_llc`, every draw watched | {' | '.join(heads)} |",
+        "|---|" + "---|" * len(rows),
+    ]
+    first = next(iter(rows.values()))["over estimate_llc"]
+    for name in sorted(first, key=lambda name: first[name]):
+        lines.append(f"| `{name}` | " + " | ".join(f"{r['over estimate_llc'][name]:.1f}" for r in rows.values()) + " |")
+    return lines
+
+
+TABLES = {
+    ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers},
+    README: {"demo": demo, "llc": llc, "update": update},
+    ROOT / "docs" / "curvature.md": {"curvature": curvature},
+    ROOT / "docs" / "estimators.md": {"estimators": estimators},
+    ROOT / "docs" / "migration.md": {"same call": same_call},
+}
+
+
+def draw(page, text):
+    for name, table in TABLES[page].items():
         body = "\n".join(table())
         text, count = re.subn(
             rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", lambda m, b=body: f"{m[1]}{b}\n{m[2]}", text, flags=re.S
         )
         if count != 1:
-            sys.exit(f"README.md: expected one place for table {name!r}, got {count}")
+            sys.exit(f"{page.name}: expected one place for table {name!r}, got {count}")
     return text
 
 
-old = README.read_text()
-new = draw(old)
-if "--check" not in sys.argv[1:]:
-    README.write_text(new)
-elif new != old:
-    sys.exit("README.md: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")
+for page in TABLES:
+    old = page.read_text()
+    new = draw(page, old)
+    if "--check" not in sys.argv[1:]:
+        page.write_text(new)
+    elif new != old:
+        sys.exit(f"{page.name}: expected the tables of benchmarks/results, got others: run `python tools/tables.py`")

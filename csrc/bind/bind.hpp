@@ -3,6 +3,7 @@
 #pragma once
 #include <pybind11/pybind11.h>
 
+void bind_batches(pybind11::module_&);
 void bind_changepoint(pybind11::module_&);
 void bind_curvature(pybind11::module_&);
 void bind_engine(pybind11::module_&);

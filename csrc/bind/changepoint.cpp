@@ -52,12 +52,12 @@ std::optional<dif::StageAlarm> observe(dif::StageDetector& detector, double step
 
 void bind_stages(py::module_& m) {
   py::class_<dif::StageDetector>(m, "StageDetector")
-      .def(py::init([](bool loss, double delta, double z, double z_given, double kappa, double size, double skip,
-                       double eps, double scale) {
-             return dif::StageDetector({loss, delta, z, z_given, kappa, size, skip, eps, scale});
+      .def(py::init([](bool loss, double delta, double z, double z_own, double z_given, double kappa, double size,
+                       double skip, double eps, double scale) {
+             return dif::StageDetector({loss, delta, z, z_own, z_given, kappa, size, skip, eps, scale});
            }),
-           py::arg("loss"), py::arg("delta"), py::arg("z"), py::arg("z_given"), py::arg("kappa"), py::arg("size"),
-           py::arg("skip"), py::arg("eps"), py::arg("scale"))
+           py::arg("loss"), py::arg("delta"), py::arg("z"), py::arg("z_own"), py::arg("z_given"), py::arg("kappa"),
+           py::arg("size"), py::arg("skip"), py::arg("eps"), py::arg("scale"))
       .def(
           "update",
           [](dif::StageDetector& self, double step, double value, double se) -> py::object {

@@ -5,15 +5,19 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstdint>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace py = pybind11;
 namespace cuda = dif::cuda;
 
 namespace {
+
+// Classes are module_local: a test loads this module twice, the second built to run without a GPU.
 
 template <class T>
 T* at(uintptr_t address) {
@@ -104,6 +108,36 @@ void bind_curvature(py::module_& m) {
       py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("d"), py::arg("samples"), py::arg("positions"),
       py::arg("inputs"), py::arg("outputs"), py::arg("bias"), py::arg("gram"), py::arg("ld"),
       "gram (samples, samples) += products of one layer's per-sample gradients.");
+  m.def("orthogonalize_partial", &cuda::orthogonalize_partial, py::arg("chains"), py::arg("vectors"), py::arg("dim"),
+        "Doubles that orthogonalize_f32's `partial` must hold.");
+  m.def(
+      "orthogonalize_f32",
+      [](int device, uintptr_t stream, uintptr_t basis, int64_t chain_ld, int64_t ld, int64_t chains, int64_t vectors,
+         int64_t dim, uintptr_t v, int64_t v_ld, uintptr_t partial, uintptr_t first, uintptr_t second,
+         uintptr_t square) {
+        return on(device, [&] {
+          return cuda::orthogonalize({at<const float>(basis), chain_ld, ld, chains, vectors, dim}, at<float>(v), v_ld,
+                                     at<double>(partial), at<double>(first), at<double>(second), at<double>(square),
+                                     at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("basis"), py::arg("chain_ld"), py::arg("ld"), py::arg("chains"),
+      py::arg("vectors"), py::arg("dim"), py::arg("v"), py::arg("v_ld"), py::arg("partial"), py::arg("first"),
+      py::arg("second"), py::arg("square"), "Two passes of Gram-Schmidt of each v against its basis.");
+  m.def(
+      "normalize_f32",
+      [](int device, uintptr_t stream, int64_t chains, int64_t vectors, int64_t dim, uintptr_t v, int64_t v_ld,
+         uintptr_t first, uintptr_t second, uintptr_t square, uintptr_t next, int64_t next_ld, uintptr_t alpha,
+         uintptr_t beta) {
+        return on(device, [&] {
+          return cuda::normalize({nullptr, 0, 0, chains, vectors, dim}, at<const float>(v), v_ld,
+                                 at<const double>(first), at<const double>(second), at<const double>(square),
+                                 at<float>(next), next_ld, at<double>(alpha), at<double>(beta), at<void>(stream));
+        });
+      },
+      py::arg("device"), py::arg("stream"), py::arg("chains"), py::arg("vectors"), py::arg("dim"), py::arg("v"),
+      py::arg("v_ld"), py::arg("first"), py::arg("second"), py::arg("square"), py::arg("next"), py::arg("next_ld"),
+      py::arg("alpha"), py::arg("beta"), "The next vector of each basis, and the scalars of Lanczos.");
 }
 
 // The host's half of the detector: which candidates each step adds, merges and looks at.
@@ -131,7 +165,7 @@ cuda::GlrChannels channels_at(int64_t channels, uintptr_t rows, uintptr_t totals
 }
 
 void bind_detector(py::module_& m) {
-  py::class_<Planner>(m, "GlrPlanner", "Shared candidate times of a detector on a GPU.")
+  py::class_<Planner>(m, "GlrPlanner", py::module_local(), "Shared candidate times of a detector on a GPU.")
       .def(py::init<int, int, int>(), py::arg("model"), py::arg("per_octave"), py::arg("side"))
       .def("plan", &Planner::plan, py::arg("x"), py::arg("weight"), "The next steps, packed for the device.")
       .def_property_readonly("slots", &Planner::slots, "Rows that a channel needs so far.")
@@ -178,6 +212,75 @@ void bind_detector(py::module_& m) {
       "Sums over groups of channels, (rows, groups) each.");
 }
 
+// A Program laid out for a block's shared memory, from the tuples that _cpu.Program takes.
+cuda::ResidentPlan resident(const std::vector<std::array<int32_t, 4>>& values,
+                            const std::vector<std::pair<std::array<int64_t, 13>, double>>& ops,
+                            const std::tuple<int32_t, int32_t, double, int64_t>& loss, int64_t dim, int64_t total,
+                            int64_t batch) {
+  std::vector<dif::ProgramValue> v;
+  for (const auto& x : values) v.push_back({x[0], x[1], x[2], x[3]});
+  std::vector<dif::ProgramOp> o;
+  for (const auto& [x, factor] : ops) {
+    const auto n = [&x](size_t i) { return static_cast<int32_t>(x[i]); };
+    o.push_back({n(0), n(1), n(2), n(3), n(4), n(5), x[6], x[7], x[8], n(9), n(10), n(11), n(12), factor});
+  }
+  const auto [kind, prediction, factor, importance] = loss;
+  cuda::ResidentPlan plan;
+  const char* error = cuda::plan_resident(v, o, {kind, prediction, factor, importance}, dim, total, batch, plan);
+  if (error) throw py::value_error(error);
+  return plan;
+}
+
+void bind_resident(py::module_& m) {
+  py::class_<cuda::ResidentPlan>(m, "ResidentPlan", py::module_local(),
+                                 "Chains of a small Program that live in shared memory.")
+      .def(py::init(&resident), py::arg("values"), py::arg("ops"), py::arg("loss"), py::arg("dim"), py::arg("total"),
+           py::arg("batch"))
+      .def_readonly("shared_bytes", &cuda::ResidentPlan::shared_bytes)
+      .def(
+          "run",
+          [](const cuda::ResidentPlan& plan, int device, uintptr_t stream, uintptr_t x, uintptr_t y, uintptr_t classes,
+             int64_t x_size, int64_t y_size, int64_t class_size, int64_t n, uintptr_t w, int64_t w_ld, int64_t chains,
+             int64_t batch, bool full, uintptr_t coefficients, uintptr_t nbeta, uintptr_t center, int64_t center_ld,
+             uintptr_t mask, uintptr_t frozen, uintptr_t baseline, int64_t burn_in, int64_t thin, uintptr_t loss,
+             uintptr_t baselines, uintptr_t energy, uintptr_t gauge, int64_t trace_ld, uintptr_t diverged,
+             uintptr_t seed, uintptr_t step, uint32_t first_chain, int64_t steps) {
+            return on(device, [&] {
+              return cuda::run_resident(
+                  plan,
+                  {at<const float>(x), at<const float>(y), at<const int32_t>(classes), x_size, y_size, class_size, n},
+                  {at<float>(w),
+                   w_ld,
+                   chains,
+                   batch,
+                   full,
+                   at<const float>(coefficients),
+                   at<const double>(nbeta),
+                   at<const float>(center),
+                   center_ld,
+                   at<const uint8_t>(mask),
+                   at<const float>(frozen),
+                   at<const double>(baseline),
+                   burn_in,
+                   thin,
+                   at<double>(loss),
+                   at<double>(baselines),
+                   at<double>(energy),
+                   at<double>(gauge),
+                   trace_ld,
+                   at<int64_t>(diverged)},
+                  {at<const int64_t>(seed), at<const int64_t>(step), first_chain}, steps, at<void>(stream));
+            });
+          },
+          py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("y"), py::arg("classes"), py::arg("x_size"),
+          py::arg("y_size"), py::arg("class_size"), py::arg("n"), py::arg("w"), py::arg("w_ld"), py::arg("chains"),
+          py::arg("batch"), py::arg("full"), py::arg("coefficients"), py::arg("nbeta"), py::arg("center"),
+          py::arg("center_ld"), py::arg("mask"), py::arg("frozen"), py::arg("baseline"), py::arg("burn_in"),
+          py::arg("thin"), py::arg("loss"), py::arg("baselines"), py::arg("energy"), py::arg("gauge"),
+          py::arg("trace_ld"), py::arg("diverged"), py::arg("seed"), py::arg("step"), py::arg("first_chain"),
+          py::arg("steps"), "Advances every chain by `steps` steps.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -196,4 +299,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_steps(m);
   bind_curvature(m);
   bind_detector(m);
+  bind_resident(m);
 }

@@ -126,7 +126,7 @@ void bind_engine(py::module_& m) {
              uintptr_t nbeta, uintptr_t center, int64_t center_ld, uintptr_t mask, uintptr_t frozen, uintptr_t baseline,
              uintptr_t w, int64_t w_ld, int64_t first_step, int64_t steps, uintptr_t trace_loss,
              uintptr_t trace_baseline, uintptr_t trace_energy, uintptr_t trace_gauge, int64_t trace_ld,
-             uintptr_t diverged, const SamplerTuple& sampler, int threads) {
+             uintptr_t diverged, uintptr_t mean, uintptr_t scatter, const SamplerTuple& sampler, int threads) {
             const py::gil_scoped_release unlocked;
             const dif::RunSettings settings{chains,
                                             first_chain,
@@ -144,9 +144,13 @@ void bind_engine(py::module_& m) {
                                             reinterpret_cast<const float*>(frozen),
                                             reinterpret_cast<const double*>(baseline),
                                             sampler_of(sampler)};
-            const dif::Trace trace{reinterpret_cast<double*>(trace_loss), reinterpret_cast<double*>(trace_baseline),
-                                   reinterpret_cast<double*>(trace_energy), reinterpret_cast<double*>(trace_gauge),
-                                   trace_ld};
+            const dif::Trace trace{reinterpret_cast<double*>(trace_loss),
+                                   reinterpret_cast<double*>(trace_baseline),
+                                   reinterpret_cast<double*>(trace_energy),
+                                   reinterpret_cast<double*>(trace_gauge),
+                                   trace_ld,
+                                   reinterpret_cast<double*>(mean),
+                                   reinterpret_cast<double*>(scatter)};
             dif::run_chains(p, data_of<float>(data), settings, reinterpret_cast<float*>(w), w_ld, first_step, steps,
                             trace, reinterpret_cast<int64_t*>(diverged), threads);
           },
@@ -155,16 +159,8 @@ void bind_engine(py::module_& m) {
           py::arg("nbeta"), py::arg("center"), py::arg("center_ld"), py::arg("mask"), py::arg("frozen"),
           py::arg("baseline"), py::arg("w"), py::arg("w_ld"), py::arg("first_step"), py::arg("steps"),
           py::arg("trace_loss"), py::arg("trace_baseline"), py::arg("trace_energy"), py::arg("trace_gauge"),
-          py::arg("trace_ld"), py::arg("diverged"), py::arg("sampler"), py::arg("threads"),
-          "Advances all chains by `steps` steps.");
-  m.def(
-      "batch_indices",
-      [](uintptr_t out, int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size) {
-        const py::gil_scoped_release unlocked;
-        dif::choose_batch(mode, seed, chain, step, n, batch_size, reinterpret_cast<int32_t*>(out));
-      },
-      py::arg("out"), py::arg("mode"), py::arg("seed"), py::arg("chain"), py::arg("step"), py::arg("n"),
-      py::arg("batch_size"), "out (batch_size) int32: the samples of one chain's batch at one step.");
+          py::arg("trace_ld"), py::arg("diverged"), py::arg("mean"), py::arg("scatter"), py::arg("sampler"),
+          py::arg("threads"), "Advances all chains by `steps` steps.");
   m.def(
       "multiply_adds",
       [](int64_t rounds) {

@@ -2,6 +2,7 @@
 
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Native code of devinterp_fast. Use it through devinterp_fast._native, which checks what is passed.";
+  bind_batches(m);
   bind_changepoint(m);
   bind_engine(m);
   bind_curvature(m);  // takes a Program

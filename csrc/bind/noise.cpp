@@ -26,30 +26,9 @@ void fill(void (*kernel)(T*, int64_t, int64_t, dif::Address), uintptr_t out, int
   });
 }
 
-// index j = floor(word_j n / 2^32): uniform on [0, n) up to n / 2^32, drawn with replacement.
-void batch_indices(uintptr_t out, int64_t chains, int64_t size, int64_t n, uint64_t seed, uint32_t first_chain,
-                   uint32_t step) {
-  const py::gil_scoped_release unlocked;
-  auto* index = reinterpret_cast<int64_t*>(out);
-  uint32_t words[dif::block_size];
-  for (int64_t c = 0; c < chains; ++c) {
-    for (int64_t first = 0; first < size; first += dif::block_size) {
-      const int64_t length = first + dif::block_size < size ? dif::block_size : size - first;
-      dif::kernels().words(words, first, length,
-                           {seed, first_chain + static_cast<uint32_t>(c), step, dif::batch_indices});
-      for (int64_t i = 0; i < length; ++i) {
-        const uint64_t product = static_cast<uint64_t>(words[i]) * static_cast<uint64_t>(n);
-        index[c * size + first + i] = static_cast<int64_t>(product >> 32);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 void bind_noise(py::module_& m) {
-  m.def("batch_indices_i64", &batch_indices, py::arg("out"), py::arg("chains"), py::arg("size"), py::arg("n"),
-        py::arg("seed"), py::arg("first_chain"), py::arg("step"), "out (chains, size): samples of a step's batches.");
   m.def(
       "normals_f32",
       [](uintptr_t out, int64_t chains, int64_t size, int64_t ld, uint64_t seed, uint32_t first_chain, uint32_t step,

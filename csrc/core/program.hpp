@@ -25,6 +25,9 @@ enum OpKind : int32_t {
   op_rms_norm = 8,    // out = a / sqrt(mean a^2 + epsilon) * W
   op_attention = 9,   // out = softmax(factor q k^T) v for each head; a, b, c = q, k, v of heads side by side
   op_gather = 10,     // out[e] = a[map[e]], or 0 where map[e] is -1; elements counted row by row within a sample
+  op_mean_rows = 11,  // out[r] = factor sum over q of a[map[r size + q]]; rows of -1 are left out
+  op_max_rows = 12,   // out[r] = the largest of them, column by column; the first of equals
+  op_join = 13,       // out = (a, b) side by side
 };
 
 enum Activation : int32_t {
@@ -40,6 +43,7 @@ enum Activation : int32_t {
 enum LossKind : int32_t {
   loss_squared = 0,        // factor sum_j importance_j (p_j - y_j)^2
   loss_cross_entropy = 1,  // factor sum_rows (log sum_j exp p_j - p_y); rows of class -1 are left out
+  loss_binary = 2,         // factor sum_j importance_j (log(1 + exp p_j) - y_j p_j): cross-entropy of logits p
 };
 
 // A value with base >= 0 is the columns column ... column + cols - 1 of value `base`.

@@ -5,7 +5,14 @@
 //           m0 the newest w observations, m1 and m2 the two blocks of u in {w, 2w, 4w} before them, T their
 //           mean steps, slope = (m1 - m2) / (T1 - T2); s = +1 for a fall, -1 for a rise (metrics only). Never
 //           positive if convex.
-//   STAGE   until the speed has fallen to kappa x its peak; then the levels and their 10, 50, 90 % crossings.
+//   STAGE   until the speed has surely fallen to kappa x its peak; its end moves on with the tail, until the curve
+//           rests or the next alarm; then the levels and their 10, 50, 90 % crossings.
+//
+// Noise, where no errors are given. From second differences of block means, up to a quarter of the block asked about
+// (`deviation`). A noise with a memory is larger than that: what a scale has itself seen rise above its line in quiet
+// (`excess_noise`) is the second estimate. It raises the level that is asked, and, once it is well known, lets a
+// smaller one do. A noise that grows with a stage (of the logarithm of a falling loss) is seen in third differences
+// (`fresh`).
 //
 // Signal: log(max(y, 0) + eps x largest |y| so far) of a loss, y itself of a metric. Step is the linear step.
 // Memory: six doubles an observation, nine with standard errors; everything is a function of the observations
@@ -27,9 +34,10 @@ namespace dif {
 struct StageSettings {
   bool loss = true;         // a positive loss, or a metric that may go either way
   double delta = 0.05;      // least excess: nats of a loss, share of the range of a metric
-  double z = 8;             // least excess in standard errors that are estimated from the curve
+  double z = 8;             // least excess in standard errors, where second differences alone are known
+  double z_own = 4.5;       // the same once the excess of quiet at this scale is known
   double z_given = 5;       // the same in standard errors that come with the observations
-  double kappa = 0.6;       // a stage ends at this share of its peak speed
+  double kappa = 0.7;       // a stage ends at this share of its peak speed
   double size = 0.01;       // rows below this share of the loss range are not listed
   double skip = 10;         // steps at the start that are not looked at
   double eps = 0.01;        // floor of the logarithm, as a share of the largest loss
@@ -93,6 +101,49 @@ class RunningMedian {
   int count_ = 0, next_ = 0;
 };
 
+// What one scale saw rise above its line, in units of one observation's deviation, newest last.
+class QuietExcess {
+ public:
+  void push(int64_t at, double value) {
+    if (count_ == capacity) {
+      std::copy(items_.begin() + 1, items_.end(), items_.begin());
+      --count_;
+    }
+    items_[static_cast<std::size_t>(count_++)] = {at, value};
+  }
+  // What was seen from `at` on belongs to a stage, not to quiet.
+  void forget_after(int64_t at) {
+    while (count_ > 0 && items_[static_cast<std::size_t>(count_ - 1)].at > at) --count_;
+  }
+  int known(int64_t until) const {
+    int n = count_;
+    while (n > 0 && items_[static_cast<std::size_t>(n - 1)].at > until) --n;
+    return std::min(n, window);
+  }
+  // The value that a quarter of the last 48 up to `until` exceed, of a fall (sign +1) or a rise.
+  double upper_quartile(int64_t until, int sign) const {
+    int end = count_;
+    while (end > 0 && items_[static_cast<std::size_t>(end - 1)].at > until) --end;
+    const int n = std::min(end, window);
+    std::array<double, window> values{};
+    for (int i = 0; i < n; ++i) {
+      values[static_cast<std::size_t>(i)] = sign * items_[static_cast<std::size_t>(end - n + i)].value;
+    }
+    auto* const place = values.data() + (3 * (n - 1) + 2) / 4;
+    std::nth_element(values.data(), place, values.data() + n);
+    return *place;
+  }
+
+ private:
+  static constexpr int window = 48, capacity = 64;
+  struct Item {
+    int64_t at;
+    double value;
+  };
+  std::array<Item, capacity> items_{};
+  int count_ = 0;
+};
+
 class StageDetector {
  public:
   explicit StageDetector(const StageSettings& settings) : set_(settings) {}
@@ -112,14 +163,19 @@ class StageDetector {
       if (t < set_.skip) return std::nullopt;
       start_ = size() - 1;
     }
+    fresh();
     std::optional<StageAlarm> alarm;
     if (!active_) alarm = look();
+    if (settling_) settle();
     if (active_) follow();
     return alarm;
   }
 
-  // Step of the alarm whose stage still goes on; NaN when all is quiet.
-  double open_alarm() const { return active_ ? t_[static_cast<size_t>(active_->alarm)] : std::nan(""); }
+  // Step of the alarm whose stage, or its tail, still goes on; NaN when all is quiet.
+  double open_alarm() const {
+    const std::optional<Active>& open = active_ ? active_ : settling_;
+    return open ? t_[static_cast<std::size_t>(open->alarm)] : std::nan("");
+  }
 
   // All transitions known now; one that still goes on comes last and is marked.
   std::vector<StageRow> rows() const {
@@ -127,8 +183,12 @@ class StageDetector {
     for (const StageRow& row : closed_) {
       if (counts(row)) listed.push_back(row);
     }
+    if (settling_) {
+      const StageRow row = measure(*settling_, settled_, true);
+      if (counts(row)) listed.push_back(row);
+    }
     if (active_) {
-      const StageRow row = measure(*active_, true);
+      const StageRow row = measure(*active_, size(), true);
       if (counts(row)) listed.push_back(row);
     }
     return listed;
@@ -137,7 +197,14 @@ class StageDetector {
  private:
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
-  static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
+  static constexpr double resolved = 0.1;    // a speed is read over the shortest block that knows it this well
+  static constexpr double sure = 2;          // standard errors by which a speed must have fallen
+  static constexpr double rest = 0.3;        // of its peak speed: here the tail of a stage ends
+  static constexpr int few = 12, many = 36;  // values that a quartile needs to raise, and to lower, what is asked
+  static constexpr double most = 1.5;        // times z: what a quartile may ask
+  static constexpr double normal = 1.4826;   // standard deviation over median of |.|, and over upper quartile
+  static constexpr int third_window = 16;
+  static constexpr double grown = 2;  // a median of 16 is good to a third: below this factor the noise has not grown
 
   struct Active {
     int64_t onset, alarm, block, speed_block;  // onset, alarm: indices of observations
@@ -184,7 +251,44 @@ class StageDetector {
     const double n = static_cast<double>(length);
     if (given_) return std::sqrt(std::max(variance_.mean(end, length), 0.0) / n);
     while (scale > 0 && 4 * scales[scale] > length) --scale;
-    return largest_noise_[scale] < 0 ? -1 : largest_noise_[scale] / std::sqrt(n);
+    if (largest_noise_[scale] < 0) return -1;
+    const bool more = fresh_ > grown * noise_[0];
+    return (more ? std::max(fresh_, largest_noise_[scale]) : largest_noise_[scale]) / std::sqrt(n);
+  }
+
+  // Deviation of one observation as the quiet excess at scales up to `length` knows it; negative if none from half of
+  // `length` on holds `least` values. The newest `w` values of a scale wait: they may belong to a stage.
+  double excess_noise(int64_t length, int sign, int least) const {
+    double largest = 0;
+    bool known = false;
+    for (int k = 0; k < scale_count && scales[k] <= length; ++k) {
+      const int64_t until = size() - scales[k];
+      if (quiet_[k].known(until) < least) break;
+      largest = std::max(largest, normal * quiet_[k].upper_quartile(until, sign));
+      known = 2 * scales[k] >= length;
+    }
+    return known ? largest : -1;
+  }
+
+  // Deviation of one observation from the last third differences, which neither a line nor a bend enters, in stages
+  // too.
+  void fresh() {
+    if (given_ || size() < 4) return;
+    double miss[2];
+    for (int64_t j = 0; j < 2; ++j) {
+      const int64_t e = size() - j;
+      const Block b0 = block(e, 1), b1 = block(e - 1, 1), b2 = block(e - 2, 1);
+      const double r = (b0.step - b1.step) / (b1.step - b2.step);
+      miss[j] = (b1.value + (b1.value - b2.value) * r - b0.value) / std::sqrt(1 + (1 + r) * (1 + r) + r * r);
+    }
+    const double third = std::abs(miss[0] - miss[1]) / std::sqrt(20.0 / 6.0);  // equal gaps: (1, -3, 3, -1) over root 6
+    if (!std::isfinite(third)) return;
+    third_[static_cast<std::size_t>(third_count_++ % third_window)] = third;
+    const int n = static_cast<int>(std::min<int64_t>(third_count_, third_window));
+    if (n < third_window / 2) return;
+    std::array<double, third_window> sorted = third_;
+    std::nth_element(sorted.begin(), sorted.begin() + n / 2, sorted.begin() + n);
+    fresh_ = normal * sorted[static_cast<std::size_t>(n / 2)];
   }
 
   void spread_noise(int k) { largest_noise_[k] = std::max(k > 0 ? largest_noise_[k - 1] : -1.0, noise_[k]); }
@@ -193,7 +297,6 @@ class StageDetector {
     const int64_t e = size();
     const double range = set_.metric_range > 0 ? set_.metric_range : high_ - low_;
     const double floor = set_.loss ? set_.delta : set_.delta * range;
-    const double z = given_ ? set_.z_given : set_.z;
     double best = 0;
     int64_t best_block = 0;
     int best_sign = 0;
@@ -207,15 +310,18 @@ class StageDetector {
         const double gap = b1.step - b2.step, ahead = b0.step - b1.step, r = ahead / gap;
         const double slope = (b1.value - b2.value) / gap, lever = (1 + r) * (1 + r) + r * r;
         if (u == w && !given_) {
-          const double miss = std::abs(b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever);
-          if (std::isfinite(miss)) history_[k].push(miss);  // values near the largest double overflow
+          const double miss = (b1.value + slope * ahead - b0.value) / std::sqrt(1 + lever);
+          if (std::isfinite(miss)) {  // values near the largest double overflow
+            history_[k].push(std::abs(miss));
+            if (e % std::max<int64_t>(1, w / 8) == 0) quiet_[k].push(e, miss * std::sqrt(static_cast<double>(w)));
+          }
         }
         for (int s = 1; s >= (set_.loss ? 1 : -1); s -= 2) {
           const double excess = s * b1.value + std::min(s * slope, 0.0) * ahead - s * b0.value;
           if (!(excess > 0 && excess >= floor)) continue;  // the error is asked for only where it decides
           const double sd0 = deviation(e, w, k), sd1 = deviation(e - w, u, k);
           if (sd0 < 0) continue;
-          const double needed = std::max(floor, z * std::sqrt(sd0 * sd0 + sd1 * sd1 * lever));
+          const double needed = std::max(floor, asked(w, u, s, r, std::sqrt(sd0 * sd0 + sd1 * sd1 * lever)));
           if (excess >= needed && excess / needed > best) {
             best = excess / needed;
             best_block = w;
@@ -231,7 +337,23 @@ class StageDetector {
     for (; k < scale_count; ++k) spread_noise(k);
     if (best_block == 0) return std::nullopt;
     active_ = Active{onset(best_block, best_sign), e - 1, best_block, 1, 0.0, best_sign};
+    for (int j = 0; j < scale_count; ++j) quiet_[j].forget_after(active_->onset + scales[j] / 2);
     return StageAlarm{t_[e - 1], t_[active_->onset], best, best_block, -best_sign};
+  }
+
+  // Least excess that the noise lets count; `error` is the standard error from second differences.
+  double asked(int64_t w, int64_t u, int sign, double r, double error) const {
+    if (given_) return set_.z_given * error;
+    const double n0 = excess_noise(w, sign, few);
+    if (n0 < 0) return set_.z * error;
+    const double n1 = std::max(n0, excess_noise(u, sign, few));
+    const double lever = (1 + r) * (1 + r) + r * r;
+    const double own = std::sqrt(n0 * n0 / static_cast<double>(w) + n1 * n1 * lever / static_cast<double>(u));
+    // as rare in a long run as in one of 256 observations: exp(-z^2 / 2) falls as the number of looks grows
+    const double longer = 2 * std::log(std::max(1.0, static_cast<double>(size()) / 256));
+    const double z_own = std::sqrt(set_.z_own * set_.z_own + longer);
+    const double z = excess_noise(w, sign, many) < 0 ? set_.z : std::min(z_own, set_.z);
+    return std::max(z * error, std::min(most * set_.z * error, z_own * own));
   }
 
   double speed(int64_t end, int64_t length, int sign) const {
@@ -269,10 +391,26 @@ class StageDetector {
     Active& a = *active_;
     const double v = resolved_speed(a);
     a.peak = std::max(a.peak, v);
-    if (v > set_.kappa * a.peak || size() - 1 == a.alarm) return;
-    closed_.push_back(measure(a, false));
-    start_ = size() - a.speed_block;
+    const int64_t e = size(), w = a.speed_block;
+    const double sd = deviation(e, w), gap = x_.mean(e, w) - x_.mean(e - w, w);
+    const double error = sd > 0 ? std::sqrt(2.0) * sd / gap : 0;
+    if (v + sure * error > set_.kappa * a.peak || e - 1 == a.alarm) return;
+    settling_ = a;
+    closed_at_ = settled_ = e;
+    start_ = e - w;
     active_.reset();
+  }
+
+  // The end of a closed stage moves on until the curve rests, or back to the onset of the next.
+  void settle() {
+    if (active_) {
+      settled_ = std::max(std::min(settled_, active_->onset + 1), closed_at_);
+    } else if (speed(size(), settling_->speed_block, settling_->sign) > rest * settling_->peak) {
+      settled_ = size();
+      return;
+    }
+    closed_.push_back(measure(*settling_, settled_, false));
+    settling_.reset();
   }
 
   double raw_mean(int64_t first, int64_t last) const {
@@ -281,16 +419,17 @@ class StageDetector {
     return y_[first] + sum / static_cast<double>(last - first);
   }
 
-  StageRow measure(const Active& a, bool open) const {
-    const int64_t e = size(), w = a.speed_block;
+  // The row of a stage whose last observation is e - 1.
+  StageRow measure(const Active& a, int64_t e, bool open) const {
+    const int64_t w = a.speed_block;
     const int64_t h = std::min(std::max<int64_t>(1, a.block / 2), a.onset + 1);
     const double before = raw_mean(a.onset + 1 - h, a.onset + 1), after = raw_mean(e - w, e);
     StageRow row{};
-    row.onset = crossing(a.onset, before, after, 0.1);
-    row.midpoint = crossing(a.onset, before, after, 0.5);
-    row.end = crossing(a.onset, before, after, 0.9);
+    row.onset = crossing(a.onset, e, before, after, 0.1);
+    row.midpoint = crossing(a.onset, e, before, after, 0.5);
+    row.end = crossing(a.onset, e, before, after, 0.9);
     row.alarm = t_[a.alarm];
-    row.closed = t_[e - 1];
+    row.closed = t_[static_cast<std::size_t>(e - 1)];
     row.before = before;
     row.after = after;
     row.gain = a.sign * (g_.mean(a.onset + 1, h) - g_.mean(e, w));
@@ -299,13 +438,12 @@ class StageDetector {
     return row;
   }
 
-  // Mean, in log step, of the first and the last crossing of before + share (after - before), from `first`
-  // on.
-  double crossing(int64_t first, double before, double after, double share) const {
+  // Mean, in log step, of the first and the last crossing of before + share (after - before), in [first, end).
+  double crossing(int64_t first, int64_t end, double before, double after, double share) const {
     const double level = before + share * (after - before), up = after > before ? 1 : -1;
     double earliest = 0, latest = 0;
     bool found = false;
-    for (int64_t i = first; i + 1 < size(); ++i) {
+    for (int64_t i = first; i + 1 < end; ++i) {
       const double s0 = up * (y_[i] - level), s1 = up * (y_[i + 1] - level);
       if ((s0 < 0) == (s1 < 0)) continue;
       const double x0 = std::log1p(t_[i]), x1 = std::log1p(t_[i + 1]);
@@ -314,8 +452,8 @@ class StageDetector {
       found = true;
     }
     if (!found) {
-      earliest = std::log1p(share > 0.5 ? t_.back() : t_[first]);
-      latest = std::log1p(share < 0.5 ? t_[first] : t_.back());
+      earliest = std::log1p(share > 0.5 ? t_[end - 1] : t_[first]);
+      latest = std::log1p(share < 0.5 ? t_[first] : t_[end - 1]);
     }
     return std::expm1(0.5 * (earliest + latest));
   }
@@ -337,7 +475,12 @@ class StageDetector {
   std::array<double, scale_count> noise_ = filled(-1);          // deviation of one observation as seen at each scale
   std::array<double, scale_count> largest_noise_ = filled(-1);  // the same up to each scale
   int64_t start_ = -1;                                          // first index of this quiet spell
-  std::optional<Active> active_;
+  std::array<QuietExcess, scale_count> quiet_;
+  std::array<double, third_window> third_{};
+  int64_t third_count_ = 0;
+  double fresh_ = 0;  // deviation of one observation by third differences; 0: not known
+  std::optional<Active> active_, settling_;
+  int64_t closed_at_ = 0, settled_ = 0;  // one past the last observation of the settling stage: at least, and so far
   std::vector<StageRow> closed_;
 
   static std::array<double, scale_count> filled(double value) {

@@ -1,5 +1,13 @@
-// The samples of each step's batch, by address. Keeps the permutation of the epoch it is in, so that
-// following steps cost one look-up a sample.
+// The samples of each step's batch, by address: the one place that says which they are, for every engine.
+//
+//   independent  sample j = floor(word_j n / 2^32), word_j = word j % 4 of quad j / 4 at (chain, step, stream 1)
+//   shared       the same with chain = 2^32 - 1
+//   epoch        places step size + j of an endless row of permutations of the samples; permutation e is the
+//                Fisher-Yates shuffle that swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words at
+//                (chain, e, stream 1). Every sample comes once an epoch, whatever the batch size.
+//   full         0, ..., n - 1
+//
+// Keeps the permutation of the epoch it is in, so that following steps cost one look-up a sample.
 #pragma once
 #include <cstdint>
 #include <numeric>

@@ -5,15 +5,17 @@
 #include <cstring>
 #include <memory>
 
+#include "core/moments.hpp"
 #include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
+#include "cpu/parts.hpp"
 
 namespace dif {
 namespace {
 
-constexpr int64_t tile = 128;  // the update works on whole tiles; rows are padded to them
+constexpr int64_t tile = 128;  // the update works on whole tiles, or half of one; rows are padded to them
 
 SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
   return {static_cast<float>(s.nbeta[c]), static_cast<float>(s.localization[c]), static_cast<float>(-0.5 * s.lr[c]),
@@ -55,18 +57,16 @@ class Steps {
 // One chain at a time: its state and the memory of a pass, used again for the next chain of the same thread.
 class Walker {
  public:
-  Walker(const Plan& plan, Pass<float> pass, const Data<float>& data, const RunSettings& settings)
+  Walker(const Plan& plan, Pass<float> pass, const Data<float>& data, const RunSettings& settings, int threads)
       : plan_(plan),
-        pass_(pass),
+        pass_(plan, pass, settings.batch_size, threads),
         settings_(settings),
         steps_(data, settings),
-        padded_((plan.dim + tile - 1) / tile * tile),
+        padded_(plan.dim <= tile / 2 ? tile / 2 : (plan.dim + tile - 1) / tile * tile),
         w_(std::max(plan.total, padded_)),
         g_(std::max(plan.total, padded_)),
         center_(padded_),
-        scratch_(plan.scratch),
         mask_(static_cast<size_t>(padded_), 0),
-        losses_(static_cast<size_t>(settings.batch_size)),
         anchor_(settings.sampler.anchor ? std::max(plan.total, padded_) : 0),
         start_(settings.sampler.anchor ? std::max(plan.total, padded_) : 0),
         mover_(settings.sampler, vectors()) {}
@@ -91,6 +91,7 @@ class Walker {
         diverged = t;
         return false;
       }
+      if (draw >= 0 && trace.mean) moments(trace, c, draw);
       const StepReport report = mover_.step(c, chain, t, s.nbeta[c], s.localization[c], s.lr[c], s.seed, loss, pass);
       if (draw >= 0) {
         trace.loss[c * trace.ld + draw] = loss;
@@ -107,13 +108,17 @@ class Walker {
  private:
   // The mean loss at w, its gradient to g; with an anchor, g(w) - g(center) + anchor on this batch.
   double gradient(const Batch<float>& batch) {
-    double* losses = pass_ == engine_kernels().matrix ? losses_.data() : nullptr;
-    const double loss = pass_(plan_, w_.get(), batch, g_.get(), scratch_.get(), losses);
+    const double loss = pass_.run(w_.get(), batch, g_.get());
     if (const float* anchor = settings_.sampler.anchor) {
-      pass_(plan_, start_.get(), batch, anchor_.get(), scratch_.get(), losses);
+      pass_.run(start_.get(), batch, anchor_.get());
       for (int64_t i = 0; i < plan_.dim; ++i) g_.get()[i] = g_.get()[i] - anchor_.get()[i] + anchor[i];
     }
     return loss / static_cast<double>(settings_.batch_size);
+  }
+
+  void moments(const Trace& trace, int64_t c, int64_t draw) const {
+    double *mean = trace.mean + c * plan_.dim, *scatter = trace.scatter + c * plan_.dim;
+    add_draw(static_cast<double>(draw + 1), w_.get(), 1, plan_.dim, mean, scatter);
   }
 
   // The mask also holds the padding still.
@@ -128,13 +133,12 @@ class Walker {
   }
 
   const Plan& plan_;
-  Pass<float> pass_;
+  PartedPass pass_;
   const RunSettings& settings_;
   Steps steps_;
   int64_t padded_;
-  Aligned<float> w_, g_, center_, scratch_;
+  Aligned<float> w_, g_, center_;
   std::vector<uint8_t> mask_;
-  std::vector<double> losses_;
   Aligned<float> anchor_, start_;
   Mover mover_;
 };
@@ -186,6 +190,11 @@ class GroupWalker {
           live[lane] = false;
           save(low, lane, w, w_ld);
         }
+      }
+      for (int64_t lane = 0; draw >= 0 && trace.mean && lane < 16; ++lane) {
+        const int64_t at = chain_of(low, lane) * plan_.dim;
+        if (live[lane])
+          add_draw(static_cast<double>(draw + 1), w_.get() + lane, 16, plan_.dim, trace.mean + at, trace.scatter + at);
       }
       engine_kernels().update_chains(block, s.seed, first_chain, static_cast<uint32_t>(t), energy);
       if (draw < 0) return true;
@@ -242,11 +251,6 @@ const EngineKernels& engine_kernels() {
   return engine_baseline;
 }
 
-void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size,
-                  int32_t* out) {
-  Batches(mode, seed, chain, n, batch_size).fill(step, out);
-}
-
 void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings, float* w,
                 int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace, int64_t* diverged, int threads) {
   Layout layout = program.layout(settings.mode);
@@ -271,8 +275,9 @@ void run_chains(const CompiledProgram& program, const Data<float>& data, const R
     if (data.rows.y && data.rows.y != data.rows.x) y = turned(data.rows.y, data.rows.y_size, data.n);
     if (!y.empty()) rows.rows.y_turned = y.data();
   }
+  const int for_each_chain = static_cast<int>(std::max<int64_t>(1, threads / settings.chains));
   parallel(threads, settings.chains, [&](int64_t low, int64_t high) {
-    Walker walker(plan, pass, rows, settings);
+    Walker walker(plan, pass, rows, settings, for_each_chain);
     for (int64_t c = low; c < high; ++c) {
       if (diverged[c] < 0) walker.run(c, w + c * w_ld, first_step, steps, trace, diverged[c]);
     }

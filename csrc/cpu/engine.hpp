@@ -80,22 +80,16 @@ struct RunSettings {
 struct Trace {
   double *loss, *baseline, *energy, *gauge;  // the last two: StepReport
   int64_t ld;
+  // (chains, dim), of w over the draws (core/moments.hpp); or null
+  double* mean = nullptr;
+  double* scatter = nullptr;
 };
 
 // Advances w (chains, dim; row stride w_ld) by `steps` steps from step `first_step`. diverged (chains) holds
 // the first step whose loss was not finite, or -1; such a chain stands still. With HMC a step is a trajectory, on
-// full batches. Results do not depend on threads, on how steps are grouped into calls, or on the other chains.
+// full batches. With fewer chains than threads, threads share a batch (parts.hpp). Results do not depend on threads, on
+// how steps are grouped into calls, or on the other chains.
 void run_chains(const CompiledProgram&, const Data<float>&, const RunSettings&, float* w, int64_t w_ld,
                 int64_t first_step, int64_t steps, const Trace&, int64_t* diverged, int threads);
-
-// The samples of chain `chain` at step `step`: out (batch_size).
-//   independent  sample j = floor(word_j n / 2^32), word_j = word j % 4 of quad j / 4 at (chain, step, stream
-//   1) shared       the same with chain = 2^32 - 1 epoch        places step batch_size + j of an endless row
-//   of permutations of the samples; permutation e is the
-//                Fisher-Yates shuffle that swaps i = n - 1, ..., 1 with floor(word_i (i + 1) / 2^32), words
-//                at (chain, e, stream 1). Every sample comes once an epoch, whatever the batch size.
-//   full         0, ..., n - 1
-void choose_batch(int32_t mode, uint64_t seed, uint32_t chain, uint32_t step, int64_t n, int64_t batch_size,
-                  int32_t* out);
 
 }  // namespace dif

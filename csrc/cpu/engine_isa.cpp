@@ -97,17 +97,19 @@ void update_chains(const ChainsBlock& block, uint64_t seed, uint32_t first_chain
     for (int64_t k = 0; k < 4 && 4 * quad + k < block.dim; ++k) {
       const int64_t i = 4 * quad + k;
       if (block.mask && !block.mask[i]) continue;
-      float draw[16], drift[16], force[16];
+      float draw[16], drift[16], force[16], away[16];
       Noise::store(draw, z[k]);
       const L::F w = L::load(block.w + 16 * i);
       const L::F f = L::mul(nbeta, L::load(block.g + 16 * i));
-      const L::F d = L::fma(localization, L::sub(w, L::load(block.center + 16 * i)), f);
+      const L::F off = L::sub(w, L::load(block.center + 16 * i));
+      const L::F d = L::fma(localization, off, f);
       L::store(block.w + 16 * i, L::fma(noise, L::load(draw), L::fma(minus_half_lr, d, w)));
       L::store(drift, d);
       L::store(force, f);
+      L::store(away, off);
       for (int j = 0; j < 16; ++j) {
         energy[j] += static_cast<double>(drift[j]) * static_cast<double>(force[j]);
-        energy[16 + j] += static_cast<double>(drift[j]) * static_cast<double>(drift[j]);
+        energy[16 + j] += static_cast<double>(away[j]) * static_cast<double>(force[j]);
       }
     }
   }

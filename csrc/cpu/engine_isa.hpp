@@ -28,7 +28,8 @@ struct EngineKernels {
   const char* name;
   Pass<float> matrix, samples;
   ChainsPass chains;
-  // The step of core/update.hpp; energy (2, 16): sum d . (nbeta g) and sum d . d. Lane i draws the noise of chain first_chain + lane_order[i].
+  // The step of core/update.hpp; energy (2, 16): sum d . (nbeta g) and sum (w - center) . (nbeta g). Lane i draws the
+  // noise of chain first_chain + lane_order[i].
   void (*update_chains)(const ChainsBlock&, uint64_t seed, uint32_t first_chain, uint32_t step, double* energy);
   void (*lane_order)(uint32_t* out);
   // out (count): the sample that each random word names, floor(word n / 2^32).

@@ -5,13 +5,13 @@
 // gradients add up over blocks in order. One function per operation and direction; a further derivative is a
 // further column.
 #pragma once
-#include "cpu/engine_attention.hpp"
+#include "cpu/engine_rows.hpp"
 
 namespace dif {
 
 template <class L>
-struct Matrix : Attention<L> {
-  using Base = Attention<L>;
+struct Matrix : Rows<L> {
+  using Base = Rows<L>;
   using Base::act_backward;
   using Base::act_forward;
   using Base::attention;
@@ -263,11 +263,12 @@ struct Matrix : Attention<L> {
   }
 
   // ---- losses: one number for each sample, and the gradient of their mean over the batch
-  void squared(double* losses) const {
+  template <int kind>
+  void elementwise(double* losses) const {
     const View p = view(plan.loss.prediction);
     const int64_t height = plan.values[plan.loss.prediction].rows;
     const T factor = static_cast<T>(plan.loss.factor);
-    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+    const F slope = L::set(static_cast<T>((kind == loss_squared ? 2 : 1) * plan.loss.factor / batch.samples()));
     const T* importance = plan.loss.importance >= 0 ? w + plan.loss.importance : nullptr;
     for (int64_t i = 0; i < samples; ++i) {
       const T* y = batch.y + sample(i) * batch.y_size;
@@ -275,9 +276,9 @@ struct Matrix : Attention<L> {
       for (int64_t r = 0; r < height; ++r) {
         const int64_t at = (i * height + r) * p.ld;
         columns(p.cols, [&](int64_t j, int64_t n) {
-          const F e = L::sub(load(p.p + at + j, n), load(y + r * p.cols + j, n));
-          const F u = importance ? L::mul(e, load(importance + r * p.cols + j, n)) : e;
-          sum = L::fma(u, e, sum);
+          const F weight = importance ? load(importance + r * p.cols + j, n) : L::set(1);
+          const F u = Base::template element<kind>(load(p.p + at + j, n), load(y + r * p.cols + j, n),
+                                                   L::first(static_cast<int>(n)), weight, sum);
           if (p.d) store(p.d + at + j, L::mul(slope, u), n);
         });
       }
@@ -287,7 +288,7 @@ struct Matrix : Attention<L> {
   void cross_entropy(double* losses) const {
     const View p = view(plan.loss.prediction);
     const int64_t height = plan.values[plan.loss.prediction].rows;
-    const T slope = static_cast<T>(plan.loss.factor / static_cast<double>(batch.count));
+    const T slope = static_cast<T>(plan.loss.factor / batch.samples());
     const F low = L::set(static_cast<T>(-3e38));
     for (int64_t i = 0; i < samples; ++i) {
       const int32_t* classes = batch.classes + sample(i) * batch.class_size;
@@ -365,6 +366,15 @@ struct Matrix : Attention<L> {
         case op_gather:
           gather(op, at);
           break;
+        case op_mean_rows:
+          this->mean_rows(op, at);
+          break;
+        case op_max_rows:
+          this->max_rows(op, at);
+          break;
+        case op_join:
+          this->join(op);
+          break;
         default:
           break;
       }
@@ -408,6 +418,15 @@ struct Matrix : Attention<L> {
         case op_gather:
           gather_back(op, at);
           break;
+        case op_mean_rows:
+          this->mean_rows_back(op, at);
+          break;
+        case op_max_rows:
+          this->max_rows_back(op, at);
+          break;
+        case op_join:
+          this->join_back(op, at);
+          break;
         default:
           break;
       }
@@ -429,12 +448,14 @@ struct Matrix : Attention<L> {
     }
     for (int64_t first = 0; first < batch.count; first += plan.block) {
       const int64_t samples = batch.count - first < plan.block ? batch.count - first : plan.block;
-      const Matrix pass{{{plan, w, g, s, batch, first, samples}}};
+      const Matrix pass{{{{plan, w, g, s, batch, first, samples}}}};
       pass.forward();
-      if (plan.loss.kind == loss_squared) {
-        pass.squared(losses);
-      } else {
+      if (plan.loss.kind == loss_cross_entropy) {
         pass.cross_entropy(losses);
+      } else if (plan.loss.kind == loss_binary) {
+        pass.template elementwise<loss_binary>(losses);
+      } else {
+        pass.template elementwise<loss_squared>(losses);
       }
       if (g) pass.backward();
     }

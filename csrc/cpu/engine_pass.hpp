@@ -53,6 +53,25 @@ struct MatrixPass {
   DIF_INLINE bool trains(int64_t offset) const { return offset >= 0 && offset < plan.dim; }
   DIF_INLINE int32_t sample(int64_t i) const { return batch.index[first + i]; }
 
+  // ---- one element of a loss, times its weight, onto `sum` where live; returns its derivative, of a square the half.
+  template <int kind>
+  static DIF_INLINE F element(F p, F y, typename L::M live, F weight, F& sum) {
+    const F zero = L::set(0), one = L::set(1);
+    if constexpr (kind == loss_squared) {
+      const F e = L::select(live, L::sub(p, y), zero), u = L::mul(e, weight);
+      sum = L::fma(u, e, sum);
+      return u;
+    } else {
+      // log(1 + e^p) - y p = max(p, 0) - y p + log u, u = 1 + e^-|p|; log u / (u - 1) undoes the rounding of u.
+      const F t = exp<L>(L::negate(L::max(p, L::negate(p)))), u = L::add(one, t), less = L::sub(u, one);
+      const F tail = L::select(L::greater(less, zero), L::div(L::mul(log<L>(u), t), less), t);
+      const F loss = L::add(L::sub(L::max(p, zero), L::mul(p, y)), tail), q = L::div(one, u);
+      const F sigmoid = L::select(L::greater(p, zero), q, L::mul(t, q));
+      sum = L::fma(weight, L::select(live, loss, zero), sum);
+      return L::mul(weight, L::select(live, L::sub(sigmoid, y), zero));
+    }
+  }
+
   // ---- activation functions, on y in place; slopes that y does not give go to `slope`
   static DIF_INLINE bool slope_from_output(int kind) { return kind <= act_sigmoid; }
   template <int kind>

@@ -13,6 +13,8 @@ constexpr int64_t small_samples = 256;     // samples of a block with samples in
 constexpr int64_t small_columns = 32;      // samples of a block with chains in the lanes
 constexpr int64_t small_width = 32;        // widest value of a small layout
 constexpr int64_t small_parameters = 4096;
+constexpr int64_t part_work = 5000000;  // multiply-adds of a part, at least
+constexpr int64_t part_rows = 256;      // half as many cost the products of a plain network 7 %
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
@@ -27,6 +29,20 @@ const T& at(const std::vector<T>& v, int64_t i) {
 
 int32_t root(const std::vector<ProgramValue>& values, int32_t v) {
   return at(values, v).base < 0 ? v : at(values, v).base;
+}
+
+// Least samples of a part: enough work that handing it to another thread and adding its gradient costs little beside
+// it, and enough rows for the products to run well. A function of the model alone.
+int64_t part_of(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops, int64_t total) {
+  int64_t work = 1, rows = 1;  // of a sample
+  for (const ProgramOp& op : ops) {
+    const ProgramValue& v = at(values, op.out);
+    rows = std::max<int64_t>(rows, v.rows);
+    if (op.kind == op_linear) work += int64_t{3} * v.rows * v.cols * at(values, op.a).cols;
+    if (op.kind == op_attention) work += int64_t{6} * v.rows * v.rows * v.cols;
+  }
+  const int64_t enough = std::max(part_work, 300 * total);  // 300 multiply-adds for each sum of gradients
+  return std::max((enough + work - 1) / work, (part_rows + rows - 1) / rows);
 }
 
 // Plain networks of narrow layers, whose inputs meet linear maps only.
@@ -147,6 +163,11 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
         const int64_t e = at(maps, op.first + i);
         maps_.push_back(e < 0 ? -1 : static_cast<int32_t>(e / cols * ld + e % cols));
       }
+    } else if (op.kind == op_mean_rows || op.kind == op_max_rows) {
+      step.extra = static_cast<int64_t>(maps_.size());
+      const auto from = maps.begin() + op.first;
+      maps_.insert(maps_.end(), from, from + int64_t{at(values_, op.out).rows} * op.size);
+      if (op.kind == op_max_rows) step.turned = take(size(op.out));
     } else if (op.activation > act_sigmoid || (block_ > 0 && op.activation > act_relu)) {
       step.extra = take((block_ > 0 ? 2 : 1) * size(op.out));  // slopes; behind them what second derivatives add
     }
@@ -223,6 +244,7 @@ LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const s
   } else {
     place_small(plan_, layout);
   }
+  plan_.part = part_of(values_, ops_, total);
   plan_.values = values_.data();
   plan_.ops = ops_.data();
   plan_.places = places_.data();

@@ -17,7 +17,7 @@ constexpr int64_t tied_hidden = 4, tied_features = 32;
 
 struct OpPlan {
   int64_t extra;              // offset in scratch of what the forward pass leaves for the backward pass, or -1
-  int64_t turned, turned_ld;  // the transposed copy of the weight, or -1
+  int64_t turned, turned_ld;  // the transposed copy of the weight, or which row was the largest, or -1
   bool add_a, add_b, add_c;   // this gradient joins others already there
   bool sloped;                // the gradient of `out` arrives multiplied by the slope of this activation
   int32_t slope_a;            // the operation whose slope this one's gradient of `a` is multiplied by, or -1
@@ -37,6 +37,7 @@ struct Plan {
   ProgramLoss loss;
   int64_t dim, total;  // trainable and all parameters
   int64_t block;       // samples in one block
+  int64_t part;        // samples of a part of a batch (parts.hpp), at least
   int64_t cleared;     // floats at the beginning of scratch that a backward pass starts from zero
   int64_t scratch;     // floats in all
   int64_t kept;        // floats before the transposed weights: what belongs to one block of samples (matrix layout)
@@ -63,6 +64,8 @@ struct Batch {
   // of them in order; or null.
   const T* x_turned = nullptr;
   const T* y_turned = nullptr;
+  int64_t whole = 0;  // samples that the gradient is averaged over, where these are a part of them
+  double samples() const { return static_cast<double>(whole > 0 ? whole : count); }
 };
 
 }  // namespace dif

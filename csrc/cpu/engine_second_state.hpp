@@ -102,7 +102,7 @@ struct SecondState {
       one.steps = plan.steps + i;
       one.op_count = 1;
       one.cleared = 0;
-      go(Matrix<L>{{{one, w, g, s, batch, first, samples}}});
+      go(Matrix<L>{{{{one, w, g, s, batch, first, samples}}}});
     };
     for (int32_t i = 0; i < plan.op_count; ++i) {
       const ProgramOp& op = plan.ops[i];
@@ -116,9 +116,9 @@ struct SecondState {
       bends(op.activation, z, slopes + behind_slopes(plan, op), rows, ld, cols);
       M::act_forward(op.activation, z, slopes, rows, ld, cols);
     }
-    const Matrix<L> whole{{{plan, w, g, s, batch, first, samples}}};
+    const Matrix<L> whole{{{{plan, w, g, s, batch, first, samples}}}};
     if (plan.loss.kind == loss_squared) {
-      whole.squared(losses);
+      whole.template elementwise<loss_squared>(losses);
     } else {
       whole.cross_entropy(losses);
     }

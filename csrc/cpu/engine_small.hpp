@@ -263,7 +263,8 @@ struct Small : Tiles<L, chains> {
       for (int i = 0; i < live(c); ++i) losses[first + c * 16 + i] = static_cast<double>(v[i]) * plan.loss.factor;
     }
   }
-  void squared(double* losses) const {
+  template <int loss>
+  void elementwise(double* losses) const {
     const View p = view(plan.loss.prediction);
     const T* targets = s + plan.targets;
     const bool own = plan.loss_input >= 0 && batch.y == batch.x;  // the target is the input
@@ -278,15 +279,15 @@ struct Small : Tiles<L, chains> {
     }
     for_relu(activation_of(plan.loss_slope), [&](auto kind) {
       if (plan.loss.importance >= 0) {
-        squared_columns<decltype(kind)::value, true>(p, targets, losses);
+        elementwise_columns<loss, decltype(kind)::value, true>(p, targets, losses);
       } else {
-        squared_columns<decltype(kind)::value, false>(p, targets, losses);
+        elementwise_columns<loss, decltype(kind)::value, false>(p, targets, losses);
       }
     });
   }
-  template <int kind, bool weighted>
-  DIF_INLINE void squared_columns(const View& p, const T* targets, double* losses) const {
-    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+  template <int loss, int kind, bool weighted>
+  DIF_INLINE void elementwise_columns(const View& p, const T* targets, double* losses) const {
+    const F slope = L::set(static_cast<T>((loss == loss_squared ? 2 : 1) * plan.loss.factor / batch.samples()));
     const int64_t step = stride * lanes;  // from row to row
     T* const gradient = p.d ? p.d : s + plan.targets;
     for (int64_t c = 0; c < columns; ++c) {
@@ -297,10 +298,8 @@ struct Small : Tiles<L, chains> {
       F sum = L::set(0);
       for (int64_t r = 0; r < p.cols; ++r) {
         const F v = L::load(v_at);
-        F e = L::sub(v, chains ? L::set(*y) : L::load(y));
-        if constexpr (!chains) e = L::select(alive, e, L::set(0));
-        const F u = weighted ? L::mul(e, weight(plan.loss.importance + r)) : e;
-        sum = L::fma(u, e, sum);
+        const F size = weighted ? weight(plan.loss.importance + r) : L::set(1);
+        const F u = M::template element<loss>(v, chains ? L::set(*y) : L::load(y), alive, size, sum);
         L::store(d_at, masked<kind>(L::mul(slope, u), v));
         v_at += step;
         d_at += step;
@@ -312,7 +311,7 @@ struct Small : Tiles<L, chains> {
   void cross_entropy(double* losses) const {
     const View p = view(plan.loss.prediction);
     const F zero = L::set(0), one = L::set(1);
-    const F slope = L::set(static_cast<T>(plan.loss.factor / static_cast<double>(batch.count)));
+    const F slope = L::set(static_cast<T>(plan.loss.factor / batch.samples()));
     for_relu(activation_of(plan.loss_slope), [&](auto kind) {
       for (int64_t c = 0; c < columns; ++c) {
         T classes[lanes];
@@ -426,10 +425,12 @@ struct Small : Tiles<L, chains> {
       }
       const Small pass{{plan, w, sum, s, batch, first, samples, columns, plan.block / per, rows, sums}};
       pass.forward();
-      if (plan.loss.kind == loss_squared) {
-        pass.squared(losses);
-      } else {
+      if (plan.loss.kind == loss_cross_entropy) {
         pass.cross_entropy(losses);
+      } else if (plan.loss.kind == loss_binary) {
+        pass.template elementwise<loss_binary>(losses);
+      } else {
+        pass.template elementwise<loss_squared>(losses);
       }
       if (g) pass.backward();
     }

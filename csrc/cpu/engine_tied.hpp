@@ -216,7 +216,7 @@ struct Tied {
         L::store(to, L::add(L::load(to), L::load(h_sum + (j * hidden + k) * lanes)));
       }
     }
-    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / static_cast<double>(batch.count)));
+    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / batch.samples()));
     if constexpr (chains) {
       for (int64_t i = 0; i < plan.dim; ++i) L::store(g + lanes * i, L::mul(slope, L::load(g + lanes * i)));
     } else {

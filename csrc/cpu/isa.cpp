@@ -21,13 +21,16 @@ namespace {
 
 #if defined(DIF_ISA_avx512)
 using L = Twice<Avx512Lanes>;
+using Half = Avx512Lanes;
 constexpr const char* isa_name = "avx512";
 #elif defined(DIF_ISA_avx2)
 using L = Avx2Lanes;
+using Half = L;
 constexpr const char* isa_name = "avx2";
 #else
 struct BaselineTag {};
 using L = PortableLanes<8, BaselineTag>;
+using Half = L;
 constexpr const char* isa_name = "baseline";
 #endif
 
@@ -36,12 +39,13 @@ constexpr int tile = 128;                   // coordinates: whole quads, whole r
 constexpr int registers = tile / L::width;  // of a tile
 constexpr int draws = registers / 4;        // calls of `normals` a tile
 constexpr int ahead = 8 * tile;             // how far a tile asks memory for the next ones
-constexpr int sums = running_sums / L::width;
+constexpr int half_tile = 64;               // for vectors no longer than that: half the noise to draw
 
-DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, F (&z)[registers]) {
-  for (int i = 0; i < draws; ++i) {
-    F part[4];
-    normals<L>(key, static_cast<uint32_t>(coordinate / 4 + i * L::width), at.chain, at.step, at.stream, part);
+template <class V, int count>
+DIF_INLINE void tile_normals(int64_t coordinate, const Address& at, const PhiloxKeys& key, typename V::F (&z)[count]) {
+  for (int i = 0; i < count / 4; ++i) {
+    typename V::F part[4];
+    normals<V>(key, static_cast<uint32_t>(coordinate / 4 + i * V::width), at.chain, at.step, at.stream, part);
     for (int k = 0; k < 4; ++k) z[4 * i + k] = part[k];
   }
 }
@@ -77,13 +81,13 @@ void normals_run(float* out, int64_t first, int64_t size, Address at) {
       first, size,
       [&](int64_t t) {
         F z[registers];
-        tile_normals(t, at, key, z);
+        tile_normals<L, registers>(t, at, key, z);
         for (int k = 0; k < registers; ++k) L::store(out + t + k * L::width, z[k]);
       },
       [&](int64_t t, int64_t low, int64_t high) {
         F z[registers];
         float buffer[tile];
-        tile_normals(t, at, key, z);
+        tile_normals<L, registers>(t, at, key, z);
         for (int k = 0; k < registers; ++k) L::store(buffer + k * L::width, z[k]);
         for (int64_t i = low; i < high; ++i) out[i] = buffer[i - t];
       });
@@ -101,63 +105,74 @@ void words_run(uint32_t* out, int64_t first, int64_t size, Address at) {
       });
 }
 
+template <class V>
 struct Running {
-  F work[sums], square[sums];
+  static constexpr int sums = running_sums / V::width;
+  typename V::F work[sums], square[sums];
+  Running() {
+    for (int i = 0; i < sums; ++i) work[i] = square[i] = V::set(0.0f);
+  }
+  static DIF_INLINE double total(const typename V::F (&sum)[sums]) {
+    float lanes[running_sums];
+    for (int i = 0; i < sums; ++i) V::store(lanes + i * V::width, sum[i]);
+    double all = 0.0;
+    for (int i = 0; i < running_sums; ++i) all += static_cast<double>(lanes[i]);
+    return all;
+  }
+  StepSums totals() const { return {total(work), total(square)}; }
 };
 
-template <class Step, bool noise, bool masked>
+template <class V, int size, class Step, bool noise, bool masked>
 DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float* center, const uint8_t* mask, int64_t t,
-                          const Step& step, const Address& at, const PhiloxKeys& key, Running& sum) {
+                          const Step& step, const Address& at, const PhiloxKeys& key, Running<V>& sum) {
+  using F = typename V::F;
+  constexpr int count = size / V::width, sums = Running<V>::sums;
   // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
   for (int i = 0; i < tile; i += 16) {
     for (int k = 0; k < Step::states; ++k) __builtin_prefetch(state[k] + i + ahead, 1);
     __builtin_prefetch(g + i + ahead, 0);
   }
-  F z[registers];
+  F z[count];
   if (noise) {
-    tile_normals(t, at, key, z);
+    tile_normals<V, count>(t, at, key, z);
   } else {
-    for (int i = 0; i < registers; ++i) z[i] = L::set(0.0f);
+    for (int i = 0; i < count; ++i) z[i] = V::set(0.0f);
   }
-  for (int i = 0; i < registers; ++i) {
+  for (int i = 0; i < count; ++i) {
     F old[Step::states], next[Step::states], drift, force, weight;
-    for (int k = 0; k < Step::states; ++k) next[k] = old[k] = L::load(state[k] + i * L::width);
-    step.template step<L, noise>(next, L::load(g + i * L::width), L::load(center + i * L::width), z[i], drift, force,
+    for (int k = 0; k < Step::states; ++k) next[k] = old[k] = V::load(state[k] + i * V::width);
+    step.template step<V, noise>(next, V::load(g + i * V::width), V::load(center + i * V::width), z[i], drift, force,
                                  weight);
     if (masked) {
-      const auto moves = L::load_mask(mask + i * L::width);
-      for (int k = 0; k < Step::states; ++k) next[k] = L::select(moves, next[k], old[k]);
-      weight = L::select(moves, weight, L::set(0.0f));
-      drift = L::select(moves, drift, L::set(0.0f));
-      force = L::select(moves, force, L::set(0.0f));
+      const auto moves = V::load_mask(mask + i * V::width);
+      for (int k = 0; k < Step::states; ++k) next[k] = V::select(moves, next[k], old[k]);
+      weight = V::select(moves, weight, V::set(0.0f));
+      drift = V::select(moves, drift, V::set(0.0f));
+      force = V::select(moves, force, V::set(0.0f));
     }
-    for (int k = 0; k < Step::states; ++k) L::store(state[k] + i * L::width, next[k]);
-    sum.work[i % sums] = L::fma(weight, force, sum.work[i % sums]);
-    sum.square[i % sums] = L::fma(weight, drift, sum.square[i % sums]);
+    for (int k = 0; k < Step::states; ++k) V::store(state[k] + i * V::width, next[k]);
+    sum.work[i % sums] = V::fma(weight, force, sum.work[i % sums]);
+    sum.square[i % sums] = V::fma(weight, drift, sum.square[i % sums]);
   }
-}
-
-DIF_INLINE double lanes_total(const F (&sum)[sums]) {
-  float lanes[running_sums];
-  for (int i = 0; i < sums; ++i) L::store(lanes + i * L::width, sum[i]);
-  double total = 0.0;
-  for (int i = 0; i < running_sums; ++i) total += static_cast<double>(lanes[i]);
-  return total;
 }
 
 template <class Step, bool noise, bool masked>
 StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step& step, const Address& at) {
   const PhiloxKeys key(at.seed);
-  Running sum;
-  for (int i = 0; i < sums; ++i) sum.work[i] = sum.square[i] = L::set(0.0f);
+  if (size == half_tile && first % tile == 0) {
+    Running<Half> sum;
+    step_tile<Half, half_tile, Step, noise, masked>(a.state, a.g, a.center, a.mask, first, step, at, key, sum);
+    return sum.totals();
+  }
+  Running<L> sum;
   for_tiles(
       first, size,
       [&](int64_t t) {
         const int64_t o = t - first;
         float* state[3] = {};
         for (int k = 0; k < Step::states; ++k) state[k] = a.state[k] + o;
-        step_tile<Step, noise, masked>(state, a.g + o, a.center + o, masked ? a.mask + o : nullptr, t, step, at, key,
-                                       sum);
+        step_tile<L, tile, Step, noise, masked>(state, a.g + o, a.center + o, masked ? a.mask + o : nullptr, t, step,
+                                                at, key, sum);
       },
       [&](int64_t t, int64_t low, int64_t high) {
         float buffer[5][tile] = {};
@@ -169,12 +184,12 @@ StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step
           for (int k = 0; k < Step::states; ++k) state[k][i - t] = a.state[k][i - first];
           flags[i - t] = masked ? a.mask[i - first] : 1;
         }
-        step_tile<Step, noise, true>(state, buffer[0], buffer[1], flags, t, step, at, key, sum);
+        step_tile<L, tile, Step, noise, true>(state, buffer[0], buffer[1], flags, t, step, at, key, sum);
         for (int64_t i = low; i < high; ++i) {
           for (int k = 0; k < Step::states; ++k) a.state[k][i - first] = state[k][i - t];
         }
       });
-  return {lanes_total(sum.work), lanes_total(sum.square)};
+  return sum.totals();
 }
 
 template <class Step>

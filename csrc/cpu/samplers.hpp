@@ -34,8 +34,9 @@ struct SamplerSettings {
   const float* anchor;  // (dim), the full gradient at the center, for control variates; or null
 };
 
-// sum weight d . (nbeta g), and `gauge`, which tells what the step size does: of SGLD sum weight d . d, with momentum
-// the mean square momentum (1 at the right temperature), of HMC the probability of acceptance.
+// sum weight d . (nbeta g), and `gauge`, which tells what the step size does: of SGLD, in any metric, the virial
+// sum (w - center) . (nbeta g), k nbeta L where the loss grows as |w|^k; with momentum the mean square momentum (1 at
+// the right temperature); of HMC the probability of acceptance.
 struct StepReport {
   double work, gauge;
 };
@@ -81,10 +82,11 @@ class Mover {
     const float b = static_cast<float>(nbeta), pull = static_cast<float>(localization);
     const Address noise{seed, chain, step, update_noise};
     StepReport report{0.0, 0.0};
+    if (settings_.kind == sampler_sgld || settings_.kind == sampler_preconditioned) report.gauge = nbeta * virial();
     if (settings_.kind == sampler_sgld) {
       const Sgld k{{b, pull, static_cast<float>(-0.5 * lr), static_cast<float>(std::sqrt(lr))}};
       const StepSums s = each_block(kernels().sgld, k, noise, true);
-      report = {s.work, s.square};
+      report.work = s.work;
     } else if (settings_.kind == sampler_preconditioned) {
       const bool adapts = t < settings_.adapt;
       const double b1 = settings_.beta1, b2 = adapts ? settings_.beta2 : 1.0;
@@ -98,7 +100,7 @@ class Mover {
                              static_cast<float>(1.0 - b2),
                              static_cast<float>(settings_.epsilon)};
       const StepSums s = each_block(kernels().preconditioned, k, noise, true);
-      report = {s.work, s.square};
+      report.work = s.work;
     } else if (settings_.kind == sampler_langevin) {
       report = langevin(c, nbeta, localization, std::sqrt(lr), noise);
     } else {
@@ -194,6 +196,15 @@ class Mover {
     return {work, chance};
   }
 
+  // sum (w - center) g
+  double virial() const {
+    double sum[4] = {};
+    for (int64_t i = 0; i < at_.dim; ++i) {
+      const double x = moves(i) ? static_cast<double>(at_.w[i]) - static_cast<double>(at_.center[i]) : 0.0;
+      sum[i % 4] += x * static_cast<double>(at_.g[i]);
+    }
+    return sum[0] + sum[1] + sum[2] + sum[3];
+  }
   double square(const std::vector<float>& v) const {
     double sum[4] = {};
     for (int64_t i = 0; i < at_.dim; ++i) {

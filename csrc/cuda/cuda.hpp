@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/glr.hpp"
+#include "core/program.hpp"
 
 namespace dif::cuda {
 
@@ -135,5 +136,71 @@ struct GramLayer {
 };
 // gram (samples, samples; row stride ld) <- gram + the layer's products of per-sample gradients.
 const char* add_gram(const GramLayer&, double* gram, int64_t ld, void* stream);
+
+// An orthonormal basis for each chain: q (chains, vectors, dim), vector j of chain c at q + c chain_ld + j ld.
+struct Basis {
+  const float* q;
+  int64_t chain_ld, ld, chains, vectors, dim;
+};
+// Doubles that `partial` must hold.
+int64_t orthogonalize_partial(int64_t chains, int64_t vectors, int64_t dim);
+// v (chains, dim; row stride v_ld) <- v less its part in the basis, by two passes whose products are first and second
+// (chains, vectors); square (chains) <- |v|^2 of what is left.
+const char* orthogonalize(const Basis&, float* v, int64_t v_ld, double* partial, double* first, double* second,
+                          double* square, void* stream);
+// next (chains, dim; row stride next_ld) <- v / |v|, 0 where |v| is; beta (chains) <- |v|; alpha (chains) <- the last
+// products of both passes, the diagonal of Lanczos if v came from the last vector.
+const char* normalize(const Basis&, const float* v, int64_t v_ld, const double* first, const double* second,
+                      const double* square, float* next, int64_t next_ld, double* alpha, double* beta, void* stream);
+
+// A Program of narrow layers, laid out in a block's shared memory. Rows are of values (row, stride samples); other
+// places are in floats from the beginning of the pool.
+struct ResidentOp {
+  int32_t kind, activation, transposed, height, inner;  // height: columns of out; inner: of a
+  int32_t a, b, out, a_d, b_d, out_d;                   // first rows of values and of their gradients, or -1
+  int32_t add_a, add_b;                                 // the gradient joins one already there
+  int32_t apart;                                        // of a tied pair: this use of the weight adds up by itself
+  int64_t weight, bias, first;
+  float factor;
+};
+constexpr size_t resident_ops = 24;
+constexpr int64_t resident_shared = 99 * 1024 - 1024;  // bytes; what every architecture from 8.0 on has
+struct ResidentPlan {
+  int32_t count, loss_kind, prediction, prediction_d, width, tied;
+  int64_t importance, dim, total, stride;
+  int64_t w_at, g_at, acc_at, index_at, loss_at, values_at, shared_bytes;
+  double loss_factor;
+  ResidentOp ops[resident_ops];
+};
+// Null, or why this Program with these batches does not run so.
+const char* plan_resident(const std::vector<ProgramValue>&, const std::vector<ProgramOp>&, const ProgramLoss&,
+                          int64_t dim, int64_t total, int64_t batch, ResidentPlan&);
+
+struct ResidentData {
+  const float *x, *y;      // (n, x_size), (n, y_size)
+  const int32_t* classes;  // (n, class_size), or null
+  int64_t x_size, y_size, class_size, n;
+};
+// SGLD of every chain on batches of its own (drawn with replacement), or on all samples. Recorded with a draw: energy
+// sum d . (nbeta g), and gauge, the virial nbeta sum (w - center) . g before the step.
+struct ResidentRun {
+  float* w;  // (chains, dim; row stride w_ld), updated in place
+  int64_t w_ld, chains, batch;
+  bool full;
+  const float* coefficients;  // (chains, 4) of sgld
+  const double* nbeta;        // (chains)
+  const float* center;        // (dim), or (chains, dim)
+  int64_t center_ld;
+  const uint8_t* mask;                        // (dim) or null
+  const float* frozen;                        // (total - dim)
+  const double* baseline;                     // (n) per-sample losses, or null
+  int64_t burn_in, thin;                      // draw k is step burn_in + k thin
+  double *loss, *baselines, *energy, *gauge;  // (chains, draws; row stride trace_ld)
+  int64_t trace_ld;
+  int64_t* diverged;  // (chains): -1, or the first step whose loss was not finite; such a chain stands still
+};
+// Advances every chain by `steps` steps from step clock.step. Same bits as the CPU's engine.
+const char* run_resident(const ResidentPlan&, const ResidentData&, const ResidentRun&, const Clock&, int64_t steps,
+                         void* stream);
 
 }  // namespace dif::cuda

@@ -22,7 +22,9 @@ struct ThreadLane {
   using T = float;
   using F = float;
   using U = uint32_t;
-  using W = uint64_t;
+  struct W {
+    uint32_t low, high;
+  };
   using M = bool;
 
 #if defined(__CUDA_ARCH__)
@@ -60,12 +62,20 @@ struct ThreadLane {
   }
   static DIF_INLINE F choose_by_bit0(U a, F even, F odd) { return (a & 1u) ? odd : even; }
   static DIF_INLINE F negate_by_bit1(U a, F x) { return float_of(bits_of(x) ^ ((a & 2u) << 30)); }
-  static DIF_INLINE W counters(uint32_t first) { return first; }
-  static DIF_INLINE W wide(uint32_t x) { return x; }
-  static DIF_INLINE W product(W a, uint32_t b) { return static_cast<uint64_t>(static_cast<uint32_t>(a)) * b; }
-  static DIF_INLINE W high(W a) { return a >> 32; }
-  static DIF_INLINE W xor3(W a, W b, const uint64_t& key) { return a ^ b ^ key; }
-  static DIF_INLINE U narrow(W a) { return static_cast<uint32_t>(a); }
+  static DIF_INLINE W counters(uint32_t first) { return {first, 0}; }
+  static DIF_INLINE W wide(uint32_t x) { return {x, 0}; }
+  static DIF_INLINE W product(W a, uint32_t b) {
+#if defined(__CUDA_ARCH__)
+    uint64_t p;  // in C++ the compiler makes a product of 64-bit words of it, one more addition each
+    asm("mul.wide.u32 %0, %1, %2;" : "=l"(p) : "r"(a.low), "r"(b));
+#else
+    const uint64_t p = static_cast<uint64_t>(a.low) * b;
+#endif
+    return {static_cast<uint32_t>(p), static_cast<uint32_t>(p >> 32)};
+  }
+  static DIF_INLINE W high(W a) { return {a.high, 0}; }
+  static DIF_INLINE W xor3(W a, W b, const uint64_t& key) { return {a.low ^ b.low ^ static_cast<uint32_t>(key), 0}; }
+  static DIF_INLINE U narrow(W a) { return a.low; }
   // One lane's four words are its quad's coordinates in order.
   static DIF_INLINE void transpose(F (&)[4]) {}
 };

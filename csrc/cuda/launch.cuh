@@ -31,4 +31,11 @@ inline const char* launched() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// A warp's running sums in one double, in the order of the lanes.
+__device__ __forceinline__ double ordered_sum(float sum) {
+  double total = 0.0;
+  for (int i = 0; i < warp; ++i) total += static_cast<double>(__shfl_sync(all_lanes, sum, i));
+  return total;
+}
+
 }  // namespace dif::cuda

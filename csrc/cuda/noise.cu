@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(threads)
     float z[4];
     Kind::quad(key, static_cast<uint32_t>(at / 4), draws, step, stream, z);
     if (aligned && at + 4 <= stop) {
-      *reinterpret_cast<float4*>(row + at) = make_float4(z[0], z[1], z[2], z[3]);
+      __stwb(reinterpret_cast<float4*>(row + at), make_float4(z[0], z[1], z[2], z[3]));  // or it becomes four stores
     } else {
       for (int k = 0; k < 4 && at + k < stop; ++k) row[at + k] = z[k];
     }

@@ -30,9 +30,9 @@ __global__ void __launch_bounds__(sums ? workers + warp : workers)
   const uint8_t* mask = block.mask ? block.mask + chain * block.mask_ld : nullptr;
   const float* g = piece.tensor->g + chain * piece.tensor->ld;
   const int64_t first = piece.tensor->first;
-  bool rows_aligned = aligned(center) && (!mask || aligned(mask));
+  bool rows_aligned = aligned(center);
   for (int s = 0; s < states; ++s) rows_aligned = rows_aligned && aligned(rows[s]);
-  const bool g_aligned = aligned(g, first);
+  const bool g_aligned = aligned(g, first), mask_aligned = aligned(mask);
 
   const int64_t begin = (piece.low - piece.start) / tile, end = (piece.high - piece.start + tile - 1) / tile;
   Running running;
@@ -44,11 +44,18 @@ __global__ void __launch_bounds__(sums ? workers + warp : workers)
       const unsigned bits = inside(piece, at);
       Quad weight{}, force{}, other{};
       if (bits) {
-        Quad state[states], next[states];
-        for (int s = 0; s < states; ++s) state[s] = load_quad(rows[s] + at, bits, rows_aligned);
-        const Quad pull = load_quad(center + at, bits, rows_aligned);
-        const Quad slope = load_quad(g + (at - first), bits, g_aligned);
-        const unsigned moved = mask ? load_mask(mask + at, bits, rows_aligned) : bits;
+        Quad state[states], next[states], pull, slope;
+        const bool whole = bits == 15u && rows_aligned && g_aligned;
+        if (whole) {  // all on their way before the first is needed
+          for (int s = 0; s < states; ++s) state[s] = load_whole(rows[s] + at);
+          pull = load_whole(center + at);
+          slope = load_whole(g + (at - first));
+        } else {
+          for (int s = 0; s < states; ++s) state[s] = load_parts(rows[s] + at, bits);
+          pull = load_parts(center + at, bits);
+          slope = load_parts(g + (at - first), bits);
+        }
+        const unsigned moved = mask ? load_mask(mask + at, bits, mask_aligned) : bits;
         float z[4];
         if (noise) normals<L>(key, static_cast<uint32_t>(at / 4), draws, step, update_noise, z);
         for (int i = 0; i < 4; ++i) {
@@ -64,13 +71,13 @@ __global__ void __launch_bounds__(sums ? workers + warp : workers)
           for (int s = 0; s < states; ++s) next[s].v[i] = moves ? now[s] : state[s].v[i];
           if (!moves) weight.v[i] = force.v[i] = other.v[i] = 0.0f;
         }
-        for (int s = 0; s < states; ++s) store_quad(rows[s] + at, next[s], bits, rows_aligned);
+        for (int s = 0; s < states; ++s) store_quad(rows[s] + at, next[s], bits, whole);
       }
       if (sums) {
         Factors& f = factors[t & 1];
-        store_quad(f.a + 4 * thread, weight, 15u, true);
-        store_quad(f.b + 4 * thread, force, 15u, true);
-        store_quad(f.c + 4 * thread, other, 15u, true);
+        share_quad(f.a + 4 * thread, weight);
+        share_quad(f.b + 4 * thread, force);
+        share_quad(f.c + 4 * thread, other);
       }
     }
     if (sums) __syncthreads();

@@ -77,6 +77,7 @@ DIF_INLINE bool aligned(const T* row, int64_t first = 0) {
 
 // Which of the coordinates at .. at + 3 lie inside the piece: bit k for coordinate at + k.
 DIF_INLINE unsigned inside(const Piece& piece, int64_t at) {
+  if (at >= piece.low && at + 4 <= piece.high) return 15u;
   unsigned bits = 0;
   for (int k = 0; k < 4; ++k) bits |= at + k >= piece.low && at + k < piece.high ? 1u << k : 0u;
   return bits;
@@ -86,18 +87,24 @@ DIF_INLINE unsigned inside(const Piece& piece, int64_t at) {
 struct Quad {
   float v[4];
 };
-DIF_INLINE Quad load_quad(const float* p, unsigned bits, bool aligned) {
-  if (bits == 15u && aligned) {
-    const float4 x = *reinterpret_cast<const float4*>(p);
-    return {{x.x, x.y, x.z, x.w}};
-  }
+DIF_INLINE Quad load_whole(const float* p) {
+  const float4 x = *reinterpret_cast<const float4*>(p);
+  return {{x.x, x.y, x.z, x.w}};
+}
+DIF_INLINE Quad load_parts(const float* p, unsigned bits) {
   Quad q;
   for (int k = 0; k < 4; ++k) q.v[k] = bits >> k & 1u ? p[k] : 0.0f;
   return q;
 }
-DIF_INLINE void store_quad(float* p, const Quad& q, unsigned bits, bool aligned) {
+// To shared memory.
+DIF_INLINE void share_quad(float* p, const Quad& q) {
+  *reinterpret_cast<float4*>(p) = make_float4(q.v[0], q.v[1], q.v[2], q.v[3]);
+}
+// To global memory. __stwb is an ordinary store that the compiler cannot take apart: beside a branch that stores the
+// parts, it makes four of a plain one.
+__device__ __forceinline__ void store_quad(float* p, const Quad& q, unsigned bits, bool aligned) {
   if (bits == 15u && aligned) {
-    *reinterpret_cast<float4*>(p) = make_float4(q.v[0], q.v[1], q.v[2], q.v[3]);
+    __stwb(reinterpret_cast<float4*>(p), make_float4(q.v[0], q.v[1], q.v[2], q.v[3]));
     return;
   }
   for (int k = 0; k < 4; ++k) {
@@ -132,12 +139,5 @@ struct Running {
     }
   }
 };
-
-// A warp's running sums in one double, in the order of the lanes.
-__device__ __forceinline__ double ordered_sum(float sum) {
-  double total = 0.0;
-  for (int i = 0; i < running_sums; ++i) total += static_cast<double>(__shfl_sync(all_lanes, sum, i));
-  return total;
-}
 
 }  // namespace dif::cuda

@@ -78,7 +78,7 @@ def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor,
         raise Unsupported("the loss does not depend on the parameters by operations the engine can follow")
     if end.kind == "opaque":
         raise Unsupported(end.note["reason"])
-    if end.kind == "squared":  # one number a sample, or a single output
+    if end.kind in ("squared", "binary"):  # one number a sample, or a single output
         end = Tracked("loss", end.index, end, {"factor": end.note["factor"]})
     if end.kind != "loss" or out.numel() not in (1, samples):
         raise Unsupported("the loss is neither a squared error nor a cross-entropy averaged over samples")
@@ -88,18 +88,18 @@ def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor,
 def _finish(r: _Recorder, end: Tracked, out: Tensor) -> Description:
     root: Tracked = end.ref
     prediction, target = root.note["prediction"], root.note["target"]
-    kind = "squared" if root.kind == "squared" else "cross_entropy"
+    kind = root.kind if root.kind in ("squared", "binary") else "cross_entropy"
     value = r.values[prediction.ref]
     whole = prediction.index.numel() == r.samples * r.size(prediction.ref) and prediction.index.shape[-1] != value.cols
-    cols = value.cols if kind == "squared" and whole else prediction.index.shape[-1]
+    cols = value.cols if kind != "cross_entropy" and whole else prediction.index.shape[-1]
     index, wanted = prediction.index.reshape(-1), target.index.reshape(-1)
     importance = root.note.get("importance")
-    if kind == "squared" and whole:  # the order of a value's own elements
+    if kind != "cross_entropy" and whole:  # the order of a value's own elements
         order = torch.argsort(index)
         index, wanted = index[order], wanted[order]
         importance = None if importance is None else importance.reshape(-1)[order].reshape(-1, cols)
     output, place = r.matrix(replace(prediction, index=index.view(-1, cols)), cols)
-    wanted = wanted.view(-1, cols) if kind == "squared" else wanted.view(-1, 1)
+    wanted = wanted.view(-1, cols) if kind != "cross_entropy" else wanted.view(-1, 1)
     grouped = torch.empty_like(wanted)
     grouped[place] = wanted
     pattern, again = r.local(grouped, r.size(target.ref))

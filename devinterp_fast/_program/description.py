@@ -24,9 +24,12 @@ KINDS = (
     "rms_norm",
     "attention",
     "gather",
+    "mean_rows",
+    "max_rows",
+    "join",
 )
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu")
-LOSSES = ("squared", "cross_entropy")
+LOSSES = ("squared", "cross_entropy", "binary")
 
 
 class Unsupported(Exception):  # noqa: N818 - a finding, not a mistake
@@ -71,7 +74,7 @@ class Value:
 
 @dataclass(frozen=True)
 class Loss:
-    """``factor`` times the sum over a sample's predictions of a squared error or a cross-entropy."""
+    """``factor`` times the sum over a sample's predictions of a squared error, a cross-entropy or a binary one."""
 
     kind: str
     prediction: int

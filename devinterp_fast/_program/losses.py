@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from devinterp_fast._program.description import Unsupported
-from devinterp_fast._program.follow import Follower, Tracked
+from devinterp_fast._program.follow import Tracked
+from devinterp_fast._program.pooling import Pooling
 
 
-class Losses(Follower):
-    """Squared errors and cross-entropies."""
+class Losses(Pooling):
+    """Squared errors, cross-entropies and binary cross-entropies."""
 
     # ---- losses
     def on_sub(self, out: Tensor, a: Any, b: Any, alpha: float = 1) -> None:
@@ -37,6 +38,33 @@ class Losses(Follower):
         else:
             self.reduce(out, error, 1.0 / a.numel() if reduction == 1 else 1.0)
 
+    def on_binary_cross_entropy_with_logits(
+        self, out: Tensor, a: Tensor, b: Tensor, weight: Any = None, pos_weight: Any = None, reduction: int = 1
+    ) -> None:
+        if weight is not None or pos_weight is not None:
+            raise Unsupported("binary cross-entropy with weights has no native form")
+        full = a if reduction == 0 else torch.empty(a.shape)
+        self.keep.append(full)
+        self.on_sub(full, a, b)
+        logits = replace(self.tracked[id(full)], kind="binary")
+        if reduction == 0:
+            self.set(out, logits)
+        else:
+            self.reduce(out, logits, 1.0 / a.numel() if reduction == 1 else 1.0)
+
+    def on_binary_cross_entropy(
+        self, out: Tensor, a: Tensor, b: Tensor, weight: Any = None, reduction: int = 1
+    ) -> None:
+        """Of probabilities: those of a sigmoid only, whose logits it then takes."""
+        probability = self.get(a)
+        op = next((o for o in self.ops if probability and o.out == probability.ref), None)
+        if probability is None or op is None or (op.kind, op.activation) != ("activation", "sigmoid"):
+            raise Unsupported("binary cross-entropy of something else than a sigmoid has no native form")
+        logits = torch.empty(a.shape)
+        self.keep.append(logits)
+        self.set(logits, replace(probability, ref=op.a))
+        self.on_binary_cross_entropy_with_logits(out, logits, b, weight, None, reduction)
+
     def reduce(self, out: Tensor, t: Tracked, factor: float) -> None:
         index = torch.arange(out.numel()).view(out.shape)
         self.set(out, Tracked("loss", index, t, {"factor": t.note["factor"] * factor}))
@@ -51,6 +79,9 @@ class Losses(Follower):
                 raise Unsupported("a mean of squares is native over a row only")
             self.set(out, Tracked("mean square", torch.zeros(0, dtype=torch.long), tracked.ref))
             return
+        if tracked.kind == "value":
+            self.mean_over(out, t, dim)
+            return
         self.reduction(out, t, out.numel() / t.numel())
 
     def on_sum(self, out: Tensor, t: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> None:
@@ -58,7 +89,7 @@ class Losses(Follower):
 
     def reduction(self, out: Tensor, t: Tensor, factor: float) -> None:
         tracked = self.get(t)
-        if tracked is None or tracked.kind not in ("squared", "loss"):
+        if tracked is None or tracked.kind not in ("squared", "binary", "loss"):
             raise Unsupported("sums and means are native in the loss only")
         if tracked.kind == "loss":
             root: Tracked = tracked.ref

@@ -94,10 +94,10 @@ class SpectralDensity:
         return torch.stack([v for v, _ in pairs], -1), torch.stack([e for _, e in pairs], -1)
 
     def entropy(self) -> tuple[Tensor, Tensor]:
-        """The spectral entropy -sum_i p_i ln p_i, p_i = |lambda_i| / sum_j |lambda_j|, and its standard error in nats.
+        """The spectral entropy -sum_i p_i ln p_i, p_i = abs(lambda_i) over their sum, and its standard error in nats.
 
-        exp of it is the effective number of eigenvalues. With A = sum |lambda| and B = sum |lambda| ln |lambda| it is
-        ln A - B / A; the error is that of its linearization in A and B over the probes.
+        exp of it is the effective number of eigenvalues. With A = sum_i s_i and B = sum_i s_i ln s_i of the sizes
+        s_i = abs(lambda_i) it is ln A - B / A; the error is that of its linearization in A and B over the probes.
         """
         size = self.nodes.abs()
         a = self.dim * (self.weights * size).sum(-1)

@@ -116,7 +116,7 @@ def escape(
     modules: dict[str, Tensor] = {}
     for name, share in shares.items():
         owner = name.rpartition(".")[0]
-        total = share.flatten(lead).sum(-1)
+        total = share.reshape(*share.shape[:lead], -1).sum(-1)
         modules[owner] = modules[owner] + total if owner in modules else total
     slope = (g.double() * v.double()).sum(-1)
     return Escape(parts.sum(-1), drive, shares, modules, slope, H.engine)
@@ -134,7 +134,8 @@ def _vector(name: str, given: Tensor | dict[str, Tensor], H: Operator, like: Ten
         for key, shape in zip(where.names, where.shapes, strict=True):
             if tuple(given[key].shape[lead:]) != tuple(shape):
                 raise ShapeError(f"{name}[{key!r}]: expected (..., *{tuple(shape)}), got {tuple(given[key].shape)}")
-        rows = H.problem.narrow(torch.cat([given[key].flatten(lead) for key in where.names], -1))
+        parts = [given[key].reshape(*given[key].shape[:lead], -1) for key in where.names]
+        rows = H.problem.narrow(torch.cat(parts, -1))
     if rows.shape != like.shape:
         raise ShapeError(f"{name}: expected {tuple(like.shape)}, got {tuple(rows.shape)}")
     if rows.dtype != like.dtype:

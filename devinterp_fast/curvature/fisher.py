@@ -19,6 +19,7 @@ from devinterp_fast.curvature.graphs import (
     prediction_weights,
     targets,
 )
+from devinterp_fast.curvature.native import NativeProducts
 from devinterp_fast.curvature.operators import Operator, make
 from devinterp_fast.curvature.problem import Checkpoints
 from devinterp_fast.curvature.rows import Layers, rows_graph
@@ -54,8 +55,12 @@ class Fisher(Operator):
         """
         if self.problem.index is not None:
             raise ShapeError("gram: expected a matrix over all parameters, got one with a mask")
-        rows = self._engine if isinstance(self._engine, Graphs) else Graphs(self.problem, empirical_graph, None)
-        out = torch.stack([rows.gram(c) for c in range(self.count)])
+        if isinstance(self._engine, NativeProducts):
+            out = self._engine.gram()
+        else:
+            assert isinstance(self._engine, Graphs)
+            rows = self._engine
+            out = torch.stack([rows.gram(c) for c in range(self.count)])
         return out if self.stacked else out[0]
 
 

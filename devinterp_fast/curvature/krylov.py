@@ -1,8 +1,9 @@
 """Krylov bases of many symmetric matrices, grown in lock-step, and the addressed vectors they begin with.
 
-A basis is reorthogonalized in full against itself at every step, by two passes of classical Gram-Schmidt; the
-coefficients are the new column of the projected matrix T = V^T A V, kept in float64. With full reorthogonalization T
-is what the vectors say it is, after a restart as before one.
+A basis is reorthogonalized in full against itself at every step, by two passes of classical Gram-Schmidt that read it
+twice; where little is left of a vector its rounding errors are too, and it goes through once more. The coefficients are
+the new column of the projected matrix T = V^T A V, kept in float64: with full reorthogonalization T is what the vectors
+say it is, after a restart as before one.
 """
 
 from __future__ import annotations
@@ -18,21 +19,17 @@ BASIS_BYTES = 5 * 2**29
 PROBE, START, FRESH = range(3)
 """The third word (step) of a probe's address: what the vector is for."""
 
+_LITTLE = 0.1  # of a vector is left: its errors in the basis's directions have grown by ten
 _BREAKDOWN = 16.0  # remainders below this many roundings of the image are noise
 
 
 def rademacher(count: int, dim: int, *, seed: int, dtype: torch.dtype, first: int = 0) -> Tensor:
-    """Random signs: coordinate i of probe p is bit i % 32 of word i // 32 at (seed; p, step 0, stream 3).
+    """Random signs: coordinate i of probe p is bit i % 32 of word i // 32 at (seed; p, step 0, stream 3), a set bit -1.
 
     Shape:
         Returns (count, dim).
     """
-    out = torch.empty(count, dim, dtype=dtype)
-    shifts = torch.arange(32)
-    for row in range(count):
-        words = _native.words(1, -(-dim // 32), seed=seed, step=PROBE, first_chain=first + row, stream=_native.PROBES)
-        out[row] = (((words[0, :, None] >> shifts) & 1) * 2 - 1).reshape(-1)[:dim]
-    return out
+    return _native.rademacher_(torch.empty(count, dim, dtype=dtype), seed=seed, step=PROBE, first_probe=first)
 
 
 def gaussian(number: int, dim: int, *, seed: int, step: int, dtype: torch.dtype) -> Tensor:
@@ -66,6 +63,8 @@ class Krylov:
         self.T = torch.zeros(count, self.room, self.room, dtype=torch.float64)
         self.beta = torch.zeros(count, dtype=torch.float64)
         self._scale = torch.zeros(count, dtype=torch.float64)
+        self._gram = torch.zeros(count, self.room + 1, self.room + 1, dtype=torch.float64)
+        self._known = 0
 
     @property
     def last(self) -> Tensor:
@@ -74,26 +73,51 @@ class Krylov:
 
     def extend(self, image: Tensor, active: list[int] | None = None) -> None:
         """Takes A times ``last``; of all bases, or of the active ones. Shape: (C, dim)."""
-        j = self.size
-        eps = torch.finfo(image.dtype).eps
-        for c in range(len(image)) if active is None else active:
-            w = self.basis[c, j + 1].copy_(image[c])
-            norm = float(torch.linalg.vector_norm(w, dtype=torch.float64))
-            h, beta = orthogonalize_(w, self.basis[c, : j + 1])
-            self.T[c, : j + 1, j] = h
-            self.T[c, j, : j + 1] = h
-            self._scale[c] = max(float(self._scale[c]), norm)
-            if j + 1 == self.dim:
-                beta = 0.0
-            elif beta <= _BREAKDOWN * eps * float(self._scale[c]):
-                beta = 0.0
-                w.copy_(gaussian(j, self.dim, seed=self.seed, step=FRESH, dtype=w.dtype))
-                left = orthogonalize_(w, self.basis[c, : j + 1])[1]
-                w.div_(left)
-            else:
-                w.div_(beta)
-            self.beta[c] = beta
-        self.size = j + 1
+        count = self.size + 1
+        self.basis[:, count] = image
+        if active is None or len(active) == len(image):
+            self._orthogonalize(slice(None), count, self._known)
+        else:
+            for c in active:
+                self._orthogonalize(slice(c, c + 1), count, self._known)
+        self.size, self._known = count, count
+        for c in torch.nonzero(self.beta == 0)[:, 0].tolist() if count < self.dim else ():
+            if active is None or c in active:
+                self._renew(c)
+
+    def _orthogonalize(self, which: slice, count: int, known: int) -> None:
+        """Splits the new images into a column of T, a norm, and the next vector."""
+        basis, eps = self.basis[which], torch.finfo(self.basis.dtype).eps
+        h, norm = _native.gram_schmidt_(
+            basis[:, count], basis, count, self._gram[which], known=known, threads=torch.get_num_threads()
+        )
+        size = (h.square().sum(1) + norm.square()).sqrt()
+        for i in torch.nonzero(norm < _LITTLE * size)[:, 0].tolist():
+            one = slice(i, i + 1)
+            more, left = _native.gram_schmidt_(
+                basis[one, count],
+                basis[one],
+                count,
+                self._gram[which][one],
+                known=count,
+                threads=torch.get_num_threads(),
+            )
+            h[i] += norm[i] * more[0]
+            norm[i] *= left[0]
+        self.T[which, :count, count - 1] = h
+        self.T[which, count - 1, :count] = h
+        self._scale[which] = torch.maximum(self._scale[which], size)
+        # What is left below a few roundings of the images is noise: the basis is invariant.
+        self.beta[which] = torch.where(norm <= _BREAKDOWN * eps * self._scale[which], 0.0, norm)
+        if count == self.dim:
+            self.beta[which] = 0.0
+
+    def _renew(self, c: int) -> None:
+        """A fresh vector after an invariant basis: other copies of its eigenvalues, and other ones, lie there."""
+        count, basis = self.size, self.basis[c : c + 1]
+        basis[0, count] = gaussian(count, self.dim, seed=self.seed, step=FRESH, dtype=basis.dtype)
+        for _ in range(3):  # little may be left of it at first: its rounding errors are taken off too
+            _native.gram_schmidt_(basis[:, count], basis, count, self._gram[c : c + 1], known=count)
 
     def ritz(self, c: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues and eigenvectors of one projected matrix, ascending. Shape: (size,), (size, size)."""
@@ -122,26 +146,7 @@ class Krylov:
 
     def resize(self, kept: int) -> None:
         """Says how many pairs each basis kept."""
-        self.size = kept
+        self.size, self._known = kept, 0
 
 
 _TILE = 1 << 16
-
-
-def orthogonalize_(w: Tensor, basis: Tensor) -> tuple[Tensor, float]:
-    """Takes from ``w``, in place, its part in the span of ``basis``: two passes of classical Gram-Schmidt.
-
-    Returns:
-        The coefficients, float64 (size,), and the norm of what is left.
-
-    Shape:
-        w: (dim,); basis: (size, dim), orthonormal rows.
-
-    Source:
-        Giraud, Langou, Rozložník, van den Eshof (2005): twice is enough.
-    """
-    first = torch.mv(basis, w)
-    w.addmv_(basis.T, first, alpha=-1)
-    second = torch.mv(basis, w)
-    w.addmv_(basis.T, second, alpha=-1)
-    return first.double() + second.double(), float(torch.linalg.vector_norm(w, dtype=torch.float64))

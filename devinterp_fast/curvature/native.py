@@ -56,6 +56,11 @@ class NativeProducts:
             out[c] = self._product(self._single(first + c), V[c])
         return out
 
+    def gram(self) -> Tensor:
+        """The other product of a Fisher matrix's factors, over samples. Shape: (K, N, N)."""
+        self._stack.threads = torch.get_num_threads()
+        return self._stack.gram()
+
     def _single(self, c: int) -> Curvature:
         """One checkpoint of the stack: the same bits, without the work of the others."""
         if c not in self._alone:

@@ -105,7 +105,7 @@ class Operator:
         """A vector cut into the model's parameters, zero outside the mask.
 
         Shape:
-            (..., m) -> {parameter name: (..., *its shape)}
+            (..., m) -> {parameter name: its shape, after the leading dimensions}
         """
         where = self.problem.where
         return dict(zip(where.names, where.views(self.problem.widen(v)), strict=True))
@@ -185,7 +185,7 @@ def hessian(
         checkpoints: weights to take it at, one matrix for each: state dicts, or a tensor of trainable parameters
             in the order of ``named_parameters()``; None is the model as it is.
         mask: the coordinates that count: bool (dim,), or {parameter name: bool tensor}; None is all. The matrix is
-            the block of the others removed.
+            the block of these coordinates.
         batch_size: samples that go through the model at once, weighted by their number; None is what a gigabyte of
             memory allows. It changes rounding alone.
         backend: "native" raises if the model cannot be captured; "torch" runs any module; "auto" is native where it

@@ -269,7 +269,7 @@ def _sketches(op: Operator | Matrix, m: int, seed: int) -> list[tuple[_Sketch]]:
         r = R[c].clone()
         # A matrix of rank below m leaves zeros on the diagonal; any direction in their place is as good.
         size = r.diagonal().abs()
-        tiny = torch.finfo(torch.float64).eps * size.max().clamp_min(torch.finfo(torch.float64).tiny)
+        tiny = torch.finfo(torch.float64).eps * float(size.max()) or 1.0
         r.diagonal()[size < tiny] = tiny
         S = torch.linalg.solve_triangular(r, torch.eye(m, dtype=torch.float64), upper=True).mT
         out.append((_Sketch(signs.double().mT, Y[c], Q[c], Z[c], S / S.norm(dim=0)),))

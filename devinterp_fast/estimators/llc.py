@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from torch import Tensor, nn
+from torch import nn
 
-from devinterp_fast import _flat
+from devinterp_fast import _flat, store
 from devinterp_fast.errors import NumericalError
-from devinterp_fast.sampling import engines, jobs
+from devinterp_fast.sampling import engines, jobs, resume
 from devinterp_fast.sampling.batches import as_data
+from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.diagnostics import (
     Diagnostics,
     apart,
@@ -25,11 +30,15 @@ from devinterp_fast.sampling.diagnostics import (
     lost_at,
     step_biases,
 )
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.prepare import PerChain, Prepared, prepare
+from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import PRECONDITIONED, SGLD, Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,8 +58,8 @@ class LLC:
         mcse: its Monte Carlo standard error.
         rhat: rank-normalized split R-hat of the loss differences; near 1 the chains agree.
         ess: effective number of draws.
-        step_bias: by how much the step size raises ``value``, lr / 8 E[d . nbeta g]; already taken off if
-            ``lr="auto"``. Exact for a quadratic loss; where the loss grows as ``|w|^k`` it is k / 2 times the bias.
+        step_bias: by how much the step size raises the plain mean over draws (see ``diagnostics.step_biases``); already
+            taken off if ``lr="auto"``; 0 where steps are accepted or rejected.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
@@ -60,8 +69,9 @@ class LLC:
         engine: which engine ran, and on which instruction set.
         engine_reason: why that one.
         seconds: wall time.
-        trace: dims (chain, draw): ``loss`` on a step's batch before its update, and ``baseline``, the loss at the
-            center on the same batch.
+        interrupted: whether Ctrl-C ended the run early; the first warning says what was kept.
+        trace: dims (chain, draw): ``loss`` on a step's batch before its update, ``baseline``, the loss at the center
+            on the same batch, and ``llc``, nbeta times their difference.
 
     Units:
         None: a learning coefficient is a number (half a dimension count).
@@ -80,7 +90,26 @@ class LLC:
     engine: str
     engine_reason: str
     seconds: float
+    interrupted: bool
     trace: xr.Dataset = field(repr=False)
+
+    @property
+    def running(self) -> xr.DataArray:
+        """The estimate of each chain from its draws so far, nbeta mean_{s <= t} (L(w_s) - L(w0)): (chain, draw)."""
+        return self.trace["llc"].cumsum("draw") / np.arange(1, self.trace.sizes["draw"] + 1)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the estimate with its trace as Zarr, whole or not at all; ``load_llc`` reads it.
+
+        ``xarray.open_zarr(path)`` reads it too, and ArviZ takes that as it is: ``az.summary``, ``az.plot_trace``.
+
+        Raises:
+            MissingExtraError: zarr is not installed.
+            RunFolderError: the folder cannot be written.
+        """
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trace", "per_chain")}
+        data = self.trace.assign(per_chain=("chain", self.per_chain)).assign_attrs(result=json.dumps(kept))
+        return store.write_zarr("path", data, Path(path))
 
     def __str__(self) -> str:
         chains, draws = self.trace.sizes["chain"], self.trace.sizes["draw"]
@@ -92,8 +121,21 @@ class LLC:
         return "\n  ! ".join([line, *self.warnings])
 
 
+@overload
 def estimate_llc(
     model: nn.Module,
+    loss_fn: LossFn,
+    data: object,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    **settings: Unpack[RunOptions],
+) -> LLC: ...
+@overload
+def estimate_llc(
+    model: Sequence[nn.Module], loss_fn: LossFn, data: object, **settings: Unpack[RunOptions]
+) -> list[LLC]: ...
+def estimate_llc(
+    model: nn.Module | Sequence[nn.Module],
     loss_fn: LossFn,
     data: object,
     *,
@@ -108,11 +150,12 @@ def estimate_llc(
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "auto",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
-) -> LLC:
+) -> LLC | list[LLC]:
     """Estimates the local learning coefficient of a model at its present weights w0.
 
     llc = nbeta (mean_t L(w_t) - L(w0)), over chains of w <- w - (lr / 2) (nbeta g + localization (w - w0)) +
@@ -120,46 +163,71 @@ def estimate_llc(
     minibatch's noise cancels. The model, its mode and the global random state are left as they were.
 
     Args:
-        model: any module, on the CPU, whose forward is deterministic (``model.eval()``).
+        model: any module, on the CPU, whose forward is deterministic (``model.eval()``); or a sequence of checkpoints
+            (see ``Checkpoints``), which run at once. Each gives the bits it gives alone, so their noise is the same and
+            their errors move together: a difference of neighbors is better known than its two values.
         loss_fn: a criterion, applied as ``loss_fn(model(x), y)``, or ``f(model, batch)``; per-sample losses (B,)
             or their mean.
         data: (x, y), a tuple, dict or tensor of samples along the first dimension, a Dataset or a DataLoader.
         chains: how many.
-        draws: recorded losses of each chain; "auto" is 400.
-        burn_in: steps before the first draw; "auto" is half the draws.
+        draws: recorded losses of each chain; "auto" is 400, and where ``lr`` and ``burn_in`` are left alone too, as
+            many as a standard error of 2.5 % of the value takes, within a limit of work (``sampling/warmup.py``).
+        burn_in: steps before the first draw; "auto" is half the draws, and where ``lr`` and ``draws`` are left alone,
+            as many as it takes until the loss drifts no more.
         thin: steps from one draw to the next.
-        lr: step size, one or one for each chain; "auto": see ``sampling/defaults.py``.
+        lr: step size, one or one for each chain; "auto" follows a rule (``sampling/defaults.py``), and where ``draws``
+            and ``burn_in`` are left alone too is found by acceptance, or from the curvature met on the way.
         localization: strength of the pull to w0, one or one for each chain; "auto" is 1.
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
-        sampler: "sgld", which "auto" chooses.
+        sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are left
+            alone too it is HMC if full gradients are affordable, SGNHT on minibatches if they are not, and SGLD for
+            models too large for either.
         batch_size: samples of a minibatch.
-        batches: "independent" for each chain, "shared" by all, or "full".
-        mask: which coordinates move: bool (dim,), or {parameter name: bool tensor}; None is all.
+        batches: "independent" for each chain, "shared" by all, "epoch": each chain its own permutations of the data one
+            after the other, or "full"; "auto" is "full" for samplers with accept-reject, else "independent".
+        mask: which coordinates move: bool (dim,), {parameter name: bool tensor}, or names: "l0h1" (a head), "l1 mlp",
+            "layer.weight[0:2]", any regular expression; None is all.
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
+        checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
+            goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
 
     Returns:
-        An ``LLC``: prints as one line, and carries error, diagnostics and trace.
+        An ``LLC``: prints as one line, and carries error, diagnostics and trace. A list of them for a sequence. After
+        Ctrl-C, that of the draws recorded so far, with a warning.
 
     Raises:
         ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
         ValueError: a setting is out of range.
+        RunFolderError: the checkpoint belongs to another run, is damaged, or cannot be written.
         NumericalError: every chain diverged.
+        KeyboardInterrupt: Ctrl-C before the first draw was recorded, or twice.
 
     Source:
         Lau, Furman, Wang, Murfet, Wei (2023), The local learning coefficient, arXiv 2308.12108.
     """
     began = time.perf_counter()
-    prepared = prepare(
-        model, loss_fn, data, chains=chains, draws=draws, burn_in=burn_in, thin=thin, lr=lr,
-        localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
-        mask=mask, backend=backend, seed=seed,
-    )  # fmt: skip
-    trace, engine = jobs.run([prepared], "LLC", progress=progress)[0]
-    return _result(trace, prepared, engine, time.perf_counter() - began)
+    samples = as_data(data)
+    prepared = [
+        prepare(
+            each, loss_fn, samples, chains=chains, draws=draws, burn_in=burn_in, thin=thin, lr=lr,
+            localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
+            mask=mask, backend=backend, seed=seed,
+        )
+        for each in as_models(model)
+    ]  # fmt: skip
+    if checkpoint is None:
+        results = jobs.run(prepared, "LLC", progress=progress)
+    elif isinstance(model, nn.Module):
+        results = [resume.run(prepared[0], checkpoint, "LLC", progress=progress)]
+    else:
+        raise ValueError(f"checkpoint: expected one model to run, got {len(prepared)}")
+    seconds = (time.perf_counter() - began) / len(results)
+    found = [summarize(trace, job, engine, seconds) for job, (trace, engine) in zip(prepared, results, strict=False)]
+    return found[0] if isinstance(model, nn.Module) else found
 
 
 def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
@@ -181,8 +249,14 @@ def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
         return engines.choose("auto", model, Objective(loss_fn, model, samples), samples)
 
 
-def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LLC:
-    settings, unbias, reason = prepared.settings, prepared.auto_lr, prepared.choice.reason
+def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LLC:
+    """The estimate that the recorded losses give, with its doubts.
+
+    Raises:
+        NumericalError: every chain diverged.
+    """
+    unbias, reason = prepared.auto_lr, prepared.choice.reason
+    trace, settings, cut = _kept(trace, prepared.settings)
     scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
     moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
     lost = lost_at(trace, settings, scaled, moving)
@@ -194,7 +268,8 @@ def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LL
             f"lr: expected a step size at which chains stay finite, got {settings.lr[chain]:.3g}: "
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
-    biases = step_biases(trace, settings, scaled)
+    biases = np.full(settings.chains, np.nan)
+    biases[healthy] = step_biases(*_part(trace, settings, np.flatnonzero(healthy), settings.draws), scaled[healthy])
     taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
     per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
     weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
@@ -204,23 +279,46 @@ def _result(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LL
     extrapolated = np.ptp(weights) > 0
     step_bias = plain - value if extrapolated else float(biases[healthy].mean())
     verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
+    warnings = (*cut, *warnings)
     dims = ("chain", "draw")
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
         "nbeta": settings.nbeta.tolist(), "burn_in": settings.burn_in, "thin": settings.thin,
-        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed, "sampler": settings.sampler.name,
+        "batches": settings.batches, "batch_size": settings.batch_size, "seed": settings.seed,
+        "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
-        {"loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
+        {"llc": (dims, scaled), "loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
         coords={"chain": np.arange(settings.chains), "draw": np.arange(settings.draws)},
         attrs={**used, "engine": engine, "engine_reason": reason},
     )
     return LLC(
         value=value, mcse=doubt.mcse, rhat=doubt.rhat, ess=doubt.ess, step_bias=step_bias, warnings=warnings,
         verdict=verdict, per_chain=per_chain, diverged=diverged, settings=used, engine=engine, engine_reason=reason,
-        seconds=seconds,
-        trace=dataset,
+        seconds=seconds, interrupted=bool(cut), trace=dataset,
     )  # fmt: skip
+
+
+def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str, ...]]:
+    """What there is after an interrupt, and the sentence that says so."""
+    if not trace.interrupted:
+        return trace, settings, ()
+    chains, draws = trace.recorded()
+    sentence = (
+        f"interrupted: {len(chains)} of {settings.chains} chains and {draws} of {settings.draws} draws were kept; "
+        "run it again for the rest"
+    )
+    return *_part(trace, settings, chains, draws), (sentence,)
+
+
+def _part(trace: Trace, settings: Settings, chains: npt.NDArray[np.int64], draws: int) -> tuple[Trace, Settings]:
+    """The first draws of some chains, as if no others had run."""
+    rows = {name: getattr(trace, name)[chains, :draws] for name in ("loss", "baseline", "energy", "gauge")}
+    each = {name: getattr(settings, name)[chains] for name in ("lr", "localization", "nbeta")}
+    return (
+        Trace(**rows, diverged=trace.diverged[chains]),
+        replace(settings, chains=len(chains), draws=draws, **each),
+    )
 
 
 def _doubts(

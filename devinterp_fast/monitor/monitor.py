@@ -98,7 +98,8 @@ class Monitor:
         model: the model in training. It is only read.
         loss_fn: a criterion, or ``f(model, batch)``: see ``estimate_llc``.
         probe: fixed samples that the loss and the LLC are measured on.
-        observables: of "loss", "llc", functions of the model, and ``Observable`` objects.
+        observables: of "loss", "llc", "kappa", "hessian_top", "hessian_spectrum" (see ``monitor/curvature.py``),
+            functions of the model, and ``Observable`` objects.
         out: run folder, or None to keep everything in memory.
         schedule: when observables are measured.
         llc: settings of ``estimate_llc``.
@@ -143,6 +144,7 @@ class Monitor:
             llc=llc or {},
             llc_schedule=self.llc_schedule,
             seed=seed,
+            model=model,
         )
         self.channels: dict[str, Channel] = {k: v for o in self.observables for k, v in o.channels.items()}
         self.detectors = {
@@ -191,12 +193,14 @@ class Monitor:
             with _as_evaluated(self.model), kept_random_state():
                 found |= numbers(observable.measure(self.model, step), observable.channels)
             if observable.draws and self.folder is not None:
-                self.folder.write_tensors(f"llc/step-{step:08d}.safetensors", observable.draws)
+                self.folder.write_tensors(f"{observable.folder}/step-{step:08d}.safetensors", observable.draws)
         # The state first, then the record that says it is there: a kill in between costs nothing.
         self.checkpoints.write(self.model, step)
         change = self._take(step, found)
         if self.folder is not None:
             self.folder.write_tensors(_STATE, self._state())
+            for observable in due:
+                self._keep_last(observable, step)
         return change
 
     def observed(self, step: int) -> bool:
@@ -332,6 +336,19 @@ class Monitor:
                 if not (math.isnan(value) and math.isnan(error)):
                     found[name] = (value, error)
             self._take(step, found)
+        for observable in self.observables:
+            due = [step for step in self.steps if observable.schedule.due(step)]
+            if observable.keeps_last and due:
+                kept = self.folder.read_tensors(f"{observable.folder}/step-{due[-1]:08d}.safetensors")
+                observable.draws.update(kept or {})
+                self._keep_last(observable, due[-1])
+
+    def _keep_last(self, observable: Observable, step: int) -> None:
+        """Removes the arrays of other observations where only the newest ones are kept."""
+        if observable.keeps_last and self.folder is not None:
+            for file in (self.folder.path / observable.folder).glob("step-*.safetensors"):
+                if file.name != f"step-{step:08d}.safetensors":
+                    file.unlink(missing_ok=True)
 
 
 @contextmanager

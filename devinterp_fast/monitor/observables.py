@@ -17,8 +17,12 @@ from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import NumericalError
 from devinterp_fast.estimators.llc import LLC, estimate_llc
 from devinterp_fast.monitor.schedule import Schedule
+from devinterp_fast.sampling import defaults
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.objective import LossFn, Objective
+
+_SHORT: dict[str, Any] = {"progress": False, "draws": defaults.DRAWS, "burn_in": defaults.DRAWS // 2}
+"""Beside a training run an estimate is short, and of stated cost, unless ``llc`` says otherwise."""
 
 Value = float | tuple[float, float]
 """A number, or a number and its standard error."""
@@ -33,12 +37,16 @@ class Observable:
         channels: how each curve is read.
         schedule: when it is measured.
         draws: filled by ``measure`` with arrays to keep for this step (an LLC's trace).
+        folder: where in the run folder they are kept.
+        keeps_last: only those of the newest observation are kept, and a resumed run finds them in ``draws`` again.
     """
 
     measure: Callable[[nn.Module, int], Mapping[str, Value]]
     channels: Mapping[str, Channel]
     schedule: Schedule
     draws: dict[str, Tensor] = field(default_factory=dict)
+    folder: str = "llc"
+    keeps_last: bool = False
 
 
 def numbers(found: Mapping[str, Any], channels: Mapping[str, Channel]) -> dict[str, tuple[float, float]]:
@@ -96,7 +104,7 @@ def probe_llc(loss_fn: LossFn, probe: object, settings: Mapping[str, Any], seed:
     def measure(model: nn.Module, step: int) -> Mapping[str, Value]:
         draws.clear()
         try:
-            llc: LLC = estimate_llc(model, loss_fn, probe, seed=_seed_at(seed, step), **{"progress": False, **settings})
+            llc: LLC = estimate_llc(model, loss_fn, probe, seed=_seed_at(seed, step), **{**_SHORT, **settings})
         except NumericalError:  # a diverged estimate is a gap in the curve, not the end of the user's training
             return {"llc": math.nan, "llc_escaped": math.nan}
         draws["loss"] = torch.from_numpy(np.array(llc.trace["loss"].values))
@@ -112,7 +120,7 @@ def _seed_at(seed: int, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed} {step}".encode(), digest_size=8).digest(), "little")
 
 
-NAMES = ("loss", "llc")
+NAMES = ("loss", "llc", "kappa", "hessian_top", "hessian_spectrum")
 
 
 def resolve(
@@ -124,6 +132,7 @@ def resolve(
     llc: Mapping[str, Any],
     llc_schedule: Schedule,
     seed: int,
+    model: nn.Module,
 ) -> list[Observable]:
     """Turns names and functions into observables.
 
@@ -132,6 +141,8 @@ def resolve(
             ``llc`` has a setting that ``estimate_llc`` does not take.
         TypeError: an entry is neither a name, a function nor an Observable.
     """
+    from devinterp_fast.monitor import curvature  # which builds on the Observable above
+
     known = set(inspect.signature(estimate_llc).parameters) - {"model", "loss_fn", "data", "seed"}
     if not set(llc) <= known:
         raise ValueError(f"llc: expected settings of estimate_llc, got {min(set(llc) - known)!r}")
@@ -143,6 +154,12 @@ def resolve(
             found.append(probe_loss(loss_fn, probe, schedule))
         elif entry == "llc":
             found.append(probe_llc(loss_fn, probe, llc, seed, llc_schedule))
+        elif entry == "kappa":
+            found.append(curvature.probe_kappa(loss_fn, probe, model, schedule))
+        elif entry == "hessian_top":
+            found.append(curvature.probe_top(loss_fn, probe, model, llc_schedule))
+        elif entry == "hessian_spectrum":
+            found.append(curvature.probe_spectrum(loss_fn, probe, seed, llc_schedule))
         elif isinstance(entry, str):
             raise ValueError(f"observables: expected one of {NAMES} or a function of the model, got {entry!r}")
         elif callable(entry):

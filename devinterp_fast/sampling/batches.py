@@ -18,7 +18,7 @@ from devinterp_fast import _native
 from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import DataError, DeviceError
 
-Batches = Literal["independent", "shared", "full"]
+Batches = Literal["independent", "shared", "epoch", "full"]
 Batch = Any
 """What the loss function is given: a tuple, list or dict of tensors, or one tensor."""
 
@@ -58,6 +58,8 @@ def as_data(data: object) -> Data:
         DataError: it is empty, ragged, not finite, or holds something else than tensors.
         DeviceError: a tensor is not on the CPU.
     """
+    if isinstance(data, Data):
+        return data
     if isinstance(data, DataLoader | Dataset):
         data = _read(data)
     if isinstance(data, Tensor):
@@ -148,16 +150,28 @@ def check_batches(batches: str, batch_size: int, n: int) -> int:
     return n if batches == "full" else min(batch_size, n)
 
 
-def draw(batches: str, chain: int, chains: int, size: int, n: int, *, seed: int, step: int) -> Tensor | slice:
-    """The samples that chains ``chain`` to ``chain + chains - 1`` see at a step.
+class Minibatches:
+    """The samples that chains ``chain`` to ``chain + chains - 1`` see at each step.
 
-    independent: each chain its own, with replacement; shared: one draw for all; full: every sample.
-
-    Shape:
-        Returns int64 (chains, size), or (1, size) when shared, or a slice over everything.
+    independent: each chain its own, with replacement; shared: one draw for all; epoch: each chain its own permutations
+    of the samples, one after the other; full: every sample.
     """
-    if batches == "full":
-        return slice(None)
-    if batches == "shared":
-        return _native.batch_indices(1, size, n, seed=seed, step=step, first_chain=_native.SHARED)
-    return _native.batch_indices(chains, size, n, seed=seed, step=step, first_chain=chain)
+
+    def __init__(self, batches: str, chain: int, chains: int, size: int, n: int, *, seed: int):
+        rows = 1 if batches == "shared" else chains
+        self.draws = (
+            None if batches == "full" else _native.Batches(batches, rows, size, n, seed=seed, first_chain=chain)
+        )
+
+    def at(self, step: int) -> Tensor | slice:
+        """The samples of a step.
+
+        Shape:
+            Returns int64 (chains, size), or (1, size) when shared, or a slice over everything.
+        """
+        return slice(None) if self.draws is None else self.draws.at(step)
+
+
+def draw(batches: str, chain: int, chains: int, size: int, n: int, *, seed: int, step: int) -> Tensor | slice:
+    """``Minibatches`` of one step."""
+    return Minibatches(batches, chain, chains, size, n, seed=seed).at(step)

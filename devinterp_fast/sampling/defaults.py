@@ -80,7 +80,7 @@ class Curvature:
 
 
 def stiffness(curvature: Curvature, center: Tensor, *, nbeta: float, localization: float) -> float:
-    """nbeta h + localization, h the largest curvature at the center and at three points around it.
+    """Nbeta h + localization, h the largest curvature at the center and at three points around it.
 
     Curvature at the center alone can be zero where chains meet plenty of it, so it is also taken at three points
     center + xi / sqrt(nbeta h + localization), h growing as it is found.

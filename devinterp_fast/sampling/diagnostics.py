@@ -115,13 +115,12 @@ def every_chain_falls(draws: Floats) -> bool:
 
 
 def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
-    """By how much a chain's step size raises its value, to first order in the step.
+    """By how much a chain's step size raises its value.
 
-    SGLD, in a metric G (1 if plain): lr / 8 {2 E[d . G nbeta g] - Cov(nbeta L, d . G d)}. It is exact to first order for
-    every loss with exact gradients. A minibatch's noise enters the first term twice and, where the loss and the
-    gradient are of the same batch, leaves by the second: half of the covariance is taken with the batch before, so that
-    it counts once, as on a quadratic it should. With momentum: the share by which the noise heats the chain,
-    value (1 - 1 / mean p^2). With accept-reject: 0.
+    SGLD, in a metric G (1 if plain): lr / 8 E[d . G nbeta g] 2 / k, where k = E[(w - center) . nbeta g] / E[nbeta L] is
+    the power that the loss grows with (Euler). Exact for a quadratic (k = 2) at every stable step, with batch noise,
+    and to first order in the step where L is homogeneous of any degree, flat directions aside. With momentum: the share
+    by which batch noise heats the chain, value (1 - 1 / mean p^2). With accept-reject: 0.
 
     Args:
         trace: of the run.
@@ -132,25 +131,29 @@ def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:
         scaled: (chains, draws); returns (chains,).
 
     Source:
-        The first-order stationary density of Euler's method: Talay, Tubaro (1990).
+        The stationary E|w - center|^2 of Euler's method does not change in a step, which gives
+        E[d . (w - center)] = dim + lr / 4 E[d . d]; Talay, Tubaro (1990) for the first order in general.
     """
     if settings.sampler.corrected:
         return np.zeros(len(scaled))
+    value: Floats = scaled.mean(1)
     if settings.sampler.kind == LANGEVIN:
         heat: Floats = trace.gauge.mean(1)
-        return scaled.mean(1) * (1 - 1 / np.maximum(heat, 1e-3))
-    gauge = trace.gauge
-    covariance = _covariance(scaled, gauge)
-    if settings.batches != "full" and settings.thin == 1 and scaled.shape[1] > 2:
-        covariance = (covariance + _covariance(scaled[:, :-1], gauge[:, 1:])) / 2
-    bias: Floats = settings.lr / 8 * (2 * trace.energy.mean(1) - covariance)
+        excess: Floats = value * (1 - 1 / np.maximum(heat, 1e-3))
+        return excess
+    raised: Floats = settings.lr / 8 * trace.energy.mean(1)
+    taken = np.isfinite(trace.gauge)
+    seen = np.where(taken, scaled, np.nan)
+    if not taken.any(1).all():
+        return raised
+    virial, loss = np.nanmean(trace.gauge, 1), np.nanmean(seen, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        power = virial / loss
+    # Above a minimum both are positive; elsewhere, or by chance, the quadratic stands in. A loss that grows slower than
+    # |w| has no step bias of this kind to speak of.
+    steep = np.where((virial > 0) & (loss > 0), np.maximum(power, 1.0), 2.0)
+    bias: Floats = raised * 2 / steep
     return bias
-
-
-def _covariance(a: Floats, b: Floats) -> Floats:
-    """Of two quantities of the same chain, about the mean of all chains. Shape: (chains, draws) twice -> (chains,)."""
-    product: Floats = ((a - a.mean(keepdims=True)) * (b - b.mean(keepdims=True))).mean(1)
-    return product
 
 
 def lost_at(trace: Trace, settings: Settings, scaled: Floats, moving: int) -> npt.NDArray[np.int64]:

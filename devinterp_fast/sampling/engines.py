@@ -125,7 +125,7 @@ class NativeEngine:
             self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
             nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
             batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
-            sampler=s.sampler, anchor=self._anchor(), start=s.start,
+            sampler=s.sampler, anchor=self._anchor(), start=s.start, settled=s.adapts_until,
         )  # fmt: skip
 
         def report(step: int, steps: int) -> None:

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from devinterp_fast import _native, _reference
 from devinterp_fast.sampling.run import Floats, Settings, State
-from devinterp_fast.sampling.samplers import HMC, LANGEVIN, SGLD
+from devinterp_fast.sampling.samplers import HMC, LANGEVIN, PRECONDITIONED, SGLD
+
+RARE = 2**18
+"""Above this many coordinates the virial is taken at every eighth step."""
 
 Gradients = Callable[[Tensor | slice], tuple[Tensor, list[Tensor]]]
 """gradients(index) -> the mean loss of each chain on its samples, float64 (count,), and its gradients."""
@@ -60,7 +63,7 @@ class Mover:
         self.thermostat = state.thermostat[low:high]
         self.friction = torch.full((self.count,), settings.sampler.friction, dtype=torch.float64)
         self.raw, self.anchor = gradients, anchor
-        self.energy, self.square = (torch.zeros(self.count, dtype=torch.float64) for _ in range(2))
+        self.energy, self.gauge = (torch.zeros(self.count, dtype=torch.float64) for _ in range(2))
         self.moving = rows.shape[1] if mask is None else int(mask.sum())
         self.threads = torch.get_num_threads()
         self.known: tuple[Tensor, list[Tensor]] | None = None
@@ -80,6 +83,8 @@ class Mover:
     def step(self, losses: Tensor, grads: list[Tensor], step: int) -> tuple[Floats, Floats]:
         """Takes step ``step`` of every chain; returns energy and gauge (see ``Trace``)."""
         s, kind = self.settings, self.settings.sampler.kind
+        if kind in (SGLD, PRECONDITIONED):
+            self._virial(grads, step)
         if kind == HMC:
             return self._trajectory(losses, flat(grads, self.count), step)
         if kind == SGLD:
@@ -92,7 +97,21 @@ class Mover:
             box = s.sampler.box
             inside = torch.minimum(self.center + box, torch.maximum(self.center - box, self.rows))
             self.rows.copy_(inside if self.mask is None else torch.where(self.mask, inside, self.rows))
-        return self.energy.numpy().copy(), self.square.numpy().copy()
+        return self.energy.numpy().copy(), self.gauge.numpy().copy()
+
+    def _virial(self, grads: list[Tensor], step: int) -> None:
+        """Gauge: sum (w - center) . (nbeta g); of large models at every eighth step, where it would cost a share."""
+        if self.rows.shape[1] > RARE and (step - self.settings.first_step - self.settings.burn_in) % 8:
+            self.gauge.fill_(torch.nan)
+            return
+        away = (self.rows - self.center).double()
+        away = away if self.mask is None else away * self.mask
+        at, total = 0, torch.zeros(self.count, dtype=torch.float64)
+        for g in grads:
+            rows = g.reshape(self.count, -1)
+            total += (away[:, at : at + rows.shape[1]] * rows).sum(1)
+            at += rows.shape[1]
+        self.gauge.copy_(self.nbeta * total)
 
     def _noise(self, step: int, stream: int) -> Tensor:
         count, dim = self.rows.shape
@@ -112,19 +131,18 @@ class Mover:
         if self.rows.dtype == torch.float32:
             _native.sgld_step_(
                 self.rows, [g.contiguous() for g in grads], self.center, *settings, seed=self.settings.seed, step=step,
-                first_chain=self.low, mask=self.mask, energy=self.energy, square=self.square, threads=self.threads,
+                first_chain=self.low, mask=self.mask, energy=self.energy, threads=self.threads,
             )  # fmt: skip
             return
         xi = self._noise(step, _native.UPDATE_NOISE)
-        moved, energy, square = _reference.sgld_step(
+        moved, energy, _ = _reference.sgld_step(
             self.rows, flat(grads, self.count), self.center, *settings, xi, mask=self.mask
         )
-        self._keep(moved, energy, square)
+        self._keep(moved, energy)
 
-    def _keep(self, moved: Tensor, energy: Tensor, square: Tensor) -> None:
+    def _keep(self, moved: Tensor, energy: Tensor) -> None:
         self.rows.copy_(moved)
         self.energy.copy_(energy)
-        self.square.copy_(square)
 
     def _langevin(self, g: Tensor, step: int) -> None:
         sampler, thermostat = self.settings.sampler, torch.from_numpy(self.thermostat)
@@ -136,19 +154,20 @@ class Mover:
         temperature = p.double().square().sum(1) / self.moving
         if sampler.thermostat_inertia > 0:
             self.thermostat += ((temperature - 1) / sampler.thermostat_inertia).numpy()
-        self._keep(moved, energy, temperature)
+        self._keep(moved, energy)
+        self.gauge.copy_(temperature)
 
     def _preconditioned(self, g: Tensor, step: int) -> None:
         s = self.settings
-        held = not s.sampler.adapt and step >= s.first_step + s.burn_in
-        moved, m, v, energy, square = _reference.preconditioned_step(
+        held = not s.sampler.adapt and step >= s.adapts_until
+        moved, m, v, energy, _ = _reference.preconditioned_step(
             self.rows, self.first, self.second, g, self.center, self.lr, self.localization, self.nbeta,
             self._noise(step, _native.UPDATE_NOISE), s.sampler.momentum_decay, 1.0 if held else s.sampler.beta2,
             s.sampler.epsilon, mask=self.mask,
         )  # fmt: skip
         self.first.copy_(m)
         self.second.copy_(v)
-        self._keep(moved, energy, square)
+        self._keep(moved, energy)
 
     def _trajectory(self, losses: Tensor, g: Tensor, step: int) -> tuple[Floats, Floats]:
         """One trajectory of Hamiltonian dynamics from fresh momenta, accepted with probability min(1, exp(H - H'))."""

@@ -8,20 +8,20 @@ steps are grouped into calls, or on which other chains run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from devinterp_fast import _cpu
+from devinterp_fast import _cpu, _native
 from devinterp_fast._program import Curvature, Description, Unsupported, describe
+from devinterp_fast.sampling.batches import Batches
 from devinterp_fast.sampling.run import State
 from devinterp_fast.sampling.samplers import Sampler
 
-Batches = Literal["independent", "shared", "epoch", "full"]
-MODES: tuple[Batches, ...] = ("independent", "shared", "epoch", "full")
+MODES = _native.Batches.MODES
 LARGEST = 4_000_000  # parameters; beyond, torch's own matrix products and its threads are the better engine
 _CALL = 2e9  # multiply-adds of one native call: between two calls come progress and Ctrl-C
 
@@ -59,9 +59,8 @@ def batch_indices(batches: Batches, *, seed: int, chain: int, step: int, n: int,
     Source:
         Fisher, Yates (1938) for the permutation.
     """
-    out = torch.empty(n if batches == "full" else batch_size, dtype=torch.int32)
-    _cpu.batch_indices(out.data_ptr(), MODES.index(batches), seed, chain, step, n, out.numel())
-    return out
+    size = n if batches == "full" else batch_size
+    return _native.Batches(batches, 1, size, n, seed=seed, first_chain=chain).at(step)[0].int()
 
 
 def _padded(rows: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ class Program:
         inputs = d.inputs.rows(self.x, self.y, dtype) if d.inputs else none
         tokens = d.tokens.rows(self.x, self.y, torch.int32) if d.tokens else none
         target, classes = none, none
-        if d.loss.kind == "squared":
+        if d.loss.kind != "cross_entropy":
             target = d.target.rows(self.x, self.y, dtype)
         else:
             classes = d.target.rows(self.x, self.y, torch.int32)
@@ -259,12 +258,15 @@ class NativeRun:
         diverged: int64 (chains,), the first step whose loss was not finite, or -1; such a chain stands still.
 
         gauge: float64 (chains, draws), see ``Trace``.
+        mean: float64 (chains, dim), of w over the draws so far; of no chains unless ``moments``.
 
     To continue a run, pass its ``state`` as ``start``: the numbers are the same bits.
 
-    Memory: 4 dim bytes a chain and 24 a draw; a thread needs four vectors of dim floats and the scratch of one block
-    of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample alone takes more, and a
-    transposed copy of the weights), whatever the number of chains.
+    Memory: 4 dim bytes a chain (and 16 with ``moments``) and 32 a draw; a thread needs four vectors of dim floats and
+    the scratch of one block of samples (``program.native.scratch(layout)`` floats: under a megabyte unless one sample
+    alone takes more, and a transposed copy of the weights), whatever the number of chains. Where threads outnumber
+    chains they share batches: up to 15 more vectors of dim floats for each chain at work. Full batches of a narrow
+    model are held once more, rearranged.
     """
 
     def __init__(
@@ -288,10 +290,18 @@ class NativeRun:
         sampler: Sampler | None = None,
         anchor: Tensor | None = None,
         start: State | None = None,
+        settled: int | None = None,
+        moments: bool = False,
+        w: Tensor | None = None,
+        step: int = 0,
+        diverged: np.ndarray[Any, Any] | None = None,
     ) -> None:
         """Chains start at ``center`` (dim) or (chains, dim), or at the ``start`` that an earlier run left.
 
-        ``anchor`` (dim) is the full gradient at the center, for a sampler with control variates.
+        A run that was cut short goes on from its own ``w``, ``step`` and ``diverged`` (and momenta, if it has any, in
+        ``start`` with ``step`` 0); draws are then numbered as in the whole run.
+        ``anchor`` (dim) is the full gradient at the center, for a sampler with control variates; ``settled`` the step
+        from which a learned metric stands still (None: the first draw); ``moments`` keeps those of w over the draws.
         """
         self.program = program
         self.lr, self.localization, self.nbeta = (np.array(v, dtype=np.float64) for v in (lr, localization, nbeta))
@@ -304,7 +314,11 @@ class NativeRun:
         self.sampler = Sampler() if sampler is None else sampler
         if start is None:
             start = State.at(self.center, self.chains, self.sampler)
-        self.begun = self.step = start.step
+        self.begun, self.step = start.step, start.step + step
+        if w is not None:
+            start = replace(start, w=w)
+        if diverged is not None:
+            start = replace(start, diverged=diverged)
         self.w, self.first, self.second = (
             x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
             for x in (start.w, start.first, start.second)
@@ -314,6 +328,9 @@ class NativeRun:
         self.anchor = None if anchor is None else anchor.detach().to(torch.float32).contiguous()
         self._check()
         self.loss, self.baseline, self.energy, self.gauge = (np.full((self.chains, draws), np.nan) for _ in range(4))
+        self.moments, kept = moments, self.chains if moments else 0
+        self.mean, self.scatter = (np.zeros((kept, program.dim)) for _ in range(2))
+        self.settled = self.begun + self.burn_in if settled is None else settled
         self._frozen = program.description.frozen.to(torch.float32).contiguous()
         self._data, self._alive = program.data(torch.float32)
 
@@ -379,6 +396,8 @@ class NativeRun:
             trace_gauge=self.gauge.ctypes.data,
             trace_ld=self.draws,
             diverged=self.diverged.ctypes.data,
+            mean=self.mean.ctypes.data if self.moments else 0,
+            scatter=self.scatter.ctypes.data if self.moments else 0,
             sampler=self._sampler(),
             threads=self.threads,
         )
@@ -389,17 +408,23 @@ class NativeRun:
         s = self.sampler
         return (
             s.kind, s.trajectory, s.momentum_decay, s.beta2, s.epsilon,
-            2**62 if s.adapt else self.begun + self.burn_in, s.thermostat_inertia, s.box,
+            2**62 if s.adapt else self.settled, s.thermostat_inertia, s.box,
             self._friction.ctypes.data, self.thermostat.ctypes.data,
             self.first.data_ptr() if self.first.numel() else 0, self.second.data_ptr() if self.second.numel() else 0,
             self.program.dim, 0 if self.anchor is None else self.anchor.data_ptr(),
         )  # fmt: skip
 
     @property
+    def variance(self) -> np.ndarray[Any, Any]:
+        """float64 (chains, dim): the variance of w over the draws so far; NaN below two."""
+        draws = (~np.isnan(self.loss)).sum(1)[: len(self.scatter), None]
+        return np.where(draws > 1, self.scatter / np.maximum(draws - 1, 1), np.nan)
+
+    @property
     def state(self) -> State:
         """Where the chains are: what a later run takes as ``start``."""
-        copies = (x.clone() for x in (self.w, self.first, self.second))
-        return State(self.step, *copies, self.thermostat.copy(), self.diverged.copy())
+        w, first, second = (x.clone() for x in (self.w, self.first, self.second))
+        return State(self.step, w, first, second, self.thermostat.copy(), self.diverged.copy())
 
     def finish(
         self,

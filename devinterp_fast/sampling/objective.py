@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from devinterp_fast.errors import DataError, LossError, ModelError
+from devinterp_fast.errors import DataError, DeviceError, LossError, ModelError
 from devinterp_fast.sampling.batches import Batch, Data
 
 LossFn = Callable[..., Tensor]
@@ -75,6 +75,7 @@ class Objective:
         LossError: the value is neither a scalar nor (B,), is not finite, or is not a mean over samples.
         ModelError: the forward is random, or changes the model's buffers.
         DataError: a criterion needs data (x, y).
+        DeviceError: the forward asks for a GPU that is not there.
     """
 
     def __init__(self, loss_fn: LossFn, model: nn.Module, data: Data):
@@ -158,6 +159,10 @@ class Objective:
         try:
             with torch.no_grad():
                 value, again = self.raw(model, batch), self.raw(model, batch)
+        except (RuntimeError, AssertionError) as error:  # a build without CUDA asserts
+            if "cuda" not in str(error).lower():
+                raise
+            raise DeviceError(f"model: expected a forward that runs on the cpu, got {error}") from error
         finally:
             changed = [n for n, b in model.named_buffers() if not torch.equal(b, before[n])]
             for name in changed:

@@ -76,8 +76,13 @@ class Evaluator:
             values.append(float(loss.detach()))
         return np.array(values), gradients
 
-    def _at(self, row: Tensor, probe: Probe) -> Floats:
+    def model_at(self, row: Tensor) -> nn.Module:
+        """The private copy with these weights; it is good until the next call of anything here."""
         self._row.copy_(row)
+        return self.model
+
+    def _at(self, row: Tensor, probe: Probe) -> Floats:
+        self.model_at(row)
         if probe.function is None:
             return self.objective.per_sample(self.model, probe.data).numpy()
         with torch.no_grad():

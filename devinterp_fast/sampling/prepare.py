@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
 from devinterp_fast.sampling import defaults, engines, warmup
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import KINDS, Sampler
@@ -26,6 +28,27 @@ from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undis
 
 Floats = npt.NDArray[np.float64]
 PerChain = float | Sequence[float]
+
+
+class RunOptions(TypedDict, total=False):
+    """The settings that every estimator takes, described at ``estimate_llc``."""
+
+    chains: int
+    draws: int | str
+    burn_in: int | str
+    thin: int
+    lr: PerChain | str
+    localization: PerChain | str
+    nbeta: PerChain | None
+    n: int | None
+    sampler: str | Sampler
+    batch_size: int
+    batches: str
+    mask: Tensor | dict[str, Tensor] | None
+    backend: str
+    seed: int
+    progress: bool
+
 
 SAMPLERS = ("auto", *KINDS)
 
@@ -78,7 +101,7 @@ def prepare(
     sampler: str | Sampler = "auto",
     batch_size: int = 256,
     batches: str = "auto",
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
 ) -> Prepared:
@@ -90,7 +113,7 @@ def prepare(
     """
     samples = as_data(data)
     where = _flat.layout(model)
-    moves = None if mask is None else _flat.flat_mask(mask, where)
+    moves = None if mask is None else mask_of(mask, model, where)
     _choice("backend", backend, engines.BACKENDS)
     chosen = _sampler(sampler)
     settings = _settings(
@@ -110,13 +133,14 @@ def prepare(
             stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=pull)
             settings.lr[:] = defaults.STEP / stiff
     ready = Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
-    if curvature is not None and stiff is not None and draws == burn_in == sampler == batches == "auto":
-        ready = _warmed(ready, curvature, stiff)
+    open_ = all(isinstance(x, str) and x == "auto" for x in (lr, draws, burn_in)) and thin == 1
+    if open_ and curvature is not None and stiff is not None and (sampler == "auto") <= (batches == "auto"):
+        ready = _warmed(ready, curvature, stiff, sampler)
     return ready
 
 
-def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float) -> Prepared:
-    """Lets ``warmup`` choose the sampler, and runs what it needs to."""
+def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float, sampler: str | Sampler) -> Prepared:
+    """Lets ``warmup`` choose the sampler, if that is open, and runs what it needs to."""
     s, dim = ready.settings, ready.where.dim
     program = ready.choice.program
     if program is not None:
@@ -124,9 +148,10 @@ def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float) -> Pre
     else:
         alone = dim * ready.data.n > VMAP_LIMIT
         budget = warmup.Budget(3.0 * dim, warmup.CALL * (s.chains if alone else 1), warmup.TORCH_WORK)
-    name, limit = warmup.automatic(s.sampler, budget, ready.data.n, s.batch_size, s.chains)
-    if name == "sgld":
-        return ready
+    if sampler == "auto":
+        name, limit = warmup.automatic(s.sampler, budget, ready.data.n, s.batch_size, s.chains)
+    else:
+        name, limit = s.sampler.name, warmup.limit(sampler, budget, ready.data.n, s.batch_size, s.chains)
 
     def run(settings: Settings) -> Trace:
         engine = engines.make(
@@ -140,10 +165,12 @@ def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float) -> Pre
         with undisturbed(dim, s.batch_size):
             return nbeta * curvature.at(w, 0) + pull
 
-    if name == "hmc":
-        full = replace(s, batches="full", batch_size=ready.data.n)
-        return replace(ready, settings=warmup.hmc(run, full, stiff, limit))
-    return replace(ready, settings=warmup.sgnht(run, s, stiff, limit, stiffness_at))
+    if name in ("hmc", "mala"):
+        full = replace(s, batches="full", batch_size=ready.data.n, sampler=replace(s.sampler, name=name))
+        return replace(ready, settings=warmup.hmc(run, full, stiff, limit, budget.gradients(ready.data.n, s.chains)))
+    if name == "sgnht" and limit:
+        return replace(ready, settings=warmup.sgnht(run, s, stiff, limit, stiffness_at))
+    return ready
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

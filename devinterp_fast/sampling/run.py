@@ -47,7 +47,8 @@ class State:
 class Settings:
     """What a run needs to know; ``lr``, ``localization`` and ``nbeta`` hold one number for each chain.
 
-    ``start`` is where an earlier run left the chains: its steps count on, so that no noise is drawn twice.
+    ``start`` is where an earlier run left the chains: its steps count on, so that no noise is drawn twice. ``settled``
+    is the step from which a learned metric stands still, None the first draw.
     """
 
     chains: int
@@ -62,6 +63,7 @@ class Settings:
     seed: int
     sampler: Sampler = field(default_factory=Sampler)
     start: State | None = None
+    settled: int | None = None
 
     @property
     def steps(self) -> int:
@@ -72,6 +74,11 @@ class Settings:
     def first_step(self) -> int:
         """Steps taken before this run."""
         return 0 if self.start is None else self.start.step
+
+    @property
+    def adapts_until(self) -> int:
+        """The step from which a learned metric stands still."""
+        return self.first_step + self.burn_in if self.settled is None else self.settled
 
     def draw_at(self, step: int) -> int | None:
         """Which draw a step records, before its update; steps are counted from the chains' beginning."""
@@ -86,8 +93,9 @@ class Trace:
     Shape:
         loss, baseline: (chains, draws), the batch's mean loss at w_t and at the center; energy: (chains, draws),
         d . (nbeta g) of the step (weighted with its metric); gauge: (chains, draws), what tells whether the step is
-        right: of SGLD d . d (so weighted), with momentum the mean p^2, of HMC the probability of acceptance; diverged:
-        (chains), the first step whose loss was not finite, or -1. Draws not reached by an interrupted run are NaN.
+        right: of SGLD the virial (w - center) . (nbeta g), NaN where it was not taken; with momentum the mean p^2; of
+        HMC the probability of acceptance; diverged: (chains), the first step whose loss was not finite, or -1. Draws
+        not reached by an interrupted run are NaN.
     """
 
     loss: Floats

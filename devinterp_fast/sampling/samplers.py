@@ -100,7 +100,7 @@ class Sampler:
 
     @property
     def thermostat_inertia(self) -> float:
-        """inertia of the native step; 0: no thermostat."""
+        """Inertia of the native step; 0: no thermostat."""
         return self.inertia if self.name == "sgnht" else 0.0
 
     @property

@@ -19,9 +19,9 @@ from devinterp_fast import _cpu
 from devinterp_fast._flat import Layout
 from devinterp_fast._random import kept_random_state
 from devinterp_fast.errors import ModelError
-from devinterp_fast.sampling.batches import Data, draw
-from devinterp_fast.sampling.objective import MeanLoss, Objective
+from devinterp_fast.sampling.batches import Data, Minibatches, draw
 from devinterp_fast.sampling.moves import Gradients, Mover, flat
+from devinterp_fast.sampling.objective import MeanLoss, Objective
 from devinterp_fast.sampling.run import Floats, See, Settings, State, Trace
 
 VMAP_LIMIT = 2**16
@@ -112,8 +112,8 @@ class TorchEngine:
         s = self.settings
         with undisturbed(self.where.dim, s.batch_size):
             state = State.at(self.center, s.chains, s.sampler) if s.start is None else copy.deepcopy(s.start)
-            blank = (np.full((s.chains, s.draws), np.nan) for _ in range(4))
-            trace = Trace(*blank, diverged=state.diverged, state=state)
+            loss, baseline, energy, gauge = (np.full((s.chains, s.draws), np.nan) for _ in range(4))
+            trace = Trace(loss, baseline, energy, gauge, state.diverged, state)
             # One chain at a time needs the memory of one while no run goes on from where it ends.
             row = self.where.block(1).copy_(self.center)
             if self.together and self._vmap_knows(row):
@@ -154,10 +154,11 @@ class TorchEngine:
             rows, self.center, self.mask, s, trace.state, low, gradients,
             self._anchor(rows, gradients) if s.sampler.control_variate else None,
         )  # fmt: skip
+        batches = Minibatches(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed)
         for step in range(s.first_step, s.first_step + s.steps):
             if stop() or (trace.diverged[low:high] >= 0).all():
                 return
-            index = draw(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed, step=step)
+            index = batches.at(step)
             losses, grads = move.gradients(index)
             values = losses.numpy()
             finite = np.isfinite(values)

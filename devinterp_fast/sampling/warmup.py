@@ -30,7 +30,8 @@ TORCH_WORK = 2e10
 """The same of the torch engine, where a call for all chains counts as 2 million at least: its time is Python's."""
 
 CALL = 2e6
-ACCEPTANCE = 0.8
+ACCEPTANCE = 0.9
+"""Of HMC. Higher than what mixes fastest: where curvature varies, a larger step sticks in the narrow places."""
 LONGEST = 128  # leapfrog steps
 SHORTEST = 8
 DRAWS = 400
@@ -41,7 +42,7 @@ _ROUND = 10  # trajectories between two changes of the step
 _FIRST = 40  # trajectories, or tens of steps, before the first look
 _LOOKS = 5  # at twice the length each
 _LEAST_LOOKS = 4
-_FREE = 0.95  # above this acceptance the step is too small for it to say by how much
+_FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
 
 
@@ -67,7 +68,7 @@ def leapfrog_limit(budget: Budget, samples: int, chains: int) -> int:
     return 0 if most < SHORTEST else min(most, LONGEST)
 
 
-def hmc(run: Run, settings: Settings, stiffness: float, limit: int) -> Settings:
+def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: int) -> Settings:
     """HMC that is ready to draw: step size by acceptance, trajectories as long as they may be, drift gone.
 
     Trajectories double in length with the burn-in's, up to ``limit``: what short ones cannot reach shows as drift when
@@ -78,15 +79,20 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int) -> Settings:
         settings: of the run; chains, targets and seed are taken from it.
         stiffness: largest nbeta h + localization known.
         limit: of the mean trajectory.
+        gradients: that each chain may take in all.
     """
     state: State | None = None
+    name = "mala" if settings.sampler.name == "mala" else "hmc"
     leapfrog, calm = min(SHORTEST, limit), 0
     lr = np.full(settings.chains, 0.25 / stiffness)
     history: list[Floats] = []
+    spent = 0
     targets = _targets(settings)
     for look in range(_LOOKS):
-        sampler = replace(settings.sampler, name="hmc", leapfrog=leapfrog)
-        for _ in range(_FIRST // _ROUND if look == 0 else len(history)):
+        sampler = replace(settings.sampler, name=name, leapfrog=leapfrog)
+        trajectories = _ROUND * len(history) or _FIRST
+        spent += trajectories * leapfrog
+        for _ in range(trajectories // _ROUND):
             piece = replace(settings, draws=_ROUND, burn_in=0, thin=1, lr=lr, sampler=sampler, start=state)
             trace = run(piece)
             state, acceptance = trace.state, np.nan_to_num(trace.gauge).mean(1)
@@ -98,9 +104,10 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int) -> Settings:
             break
         leapfrog = min(2 * leapfrog, limit)
     draws = _draws_needed(np.concatenate(history[len(history) // 2 :], axis=1))
+    draws = max(DRAWS, min(draws, (gradients - spent) // leapfrog))
     return replace(
-        settings, draws=draws, burn_in=0, thin=1, lr=lr, sampler=replace(settings.sampler, name="hmc", leapfrog=leapfrog),
-        start=state,
+        settings, draws=draws, burn_in=0, thin=1, lr=lr, start=state,
+        sampler=replace(settings.sampler, name=name, leapfrog=leapfrog),
     )  # fmt: skip
 
 
@@ -123,7 +130,7 @@ def _targets(settings: Settings) -> list[np.ndarray]:
 def sgnht(
     run: Run, settings: Settings, stiffness: float, steps: int, stiffness_at: Callable[[torch.Tensor], float]
 ) -> Settings:
-    """SGNHT that is ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
+    """SGNHT ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
 
     The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift.
 
@@ -181,11 +188,11 @@ def settled(history: list[Floats]) -> bool:
     Shape:
         history: rounds of (chains, draws).
     """
-    rounds = np.array([np.nanmean(r) for r in history])
-    half = len(rounds) // 2
-    before, after = rounds[half // 2 : half], rounds[half:]
-    if len(before) < 2 or not np.isfinite(rounds).all():
+    half = len(history) // 2
+    if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
         return False
+    rounds = np.array([np.nanmean(r) for r in history])
+    before, after = rounds[half // 2 : half], rounds[half:]
     error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     late = np.concatenate(history[half:], axis=1)
     agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
@@ -218,3 +225,12 @@ def automatic(sampler: Sampler, budget: Budget, n: int, batch_size: int, chains:
         return "hmc", limit
     steps = min(budget.gradients(batch_size, chains), 40_000)
     return ("sgnht", steps) if steps >= 4000 else ("sgld", 0)
+
+
+def limit(sampler: str | Sampler, budget: Budget, n: int, batch_size: int, chains: int) -> int:
+    """The limit of ``automatic`` for a sampler that was asked for, affordable or not; arguments as there."""
+    if isinstance(sampler, Sampler) and sampler.name == "hmc":
+        return sampler.leapfrog
+    if sampler == "hmc":
+        return max(SHORTEST, leapfrog_limit(budget, n, chains))
+    return max(4000, min(budget.gradients(batch_size, chains), 40_000))

@@ -143,7 +143,9 @@ def preload(mode: str) -> dict[str, str]:
     name = {"address": "libasan.so", "thread": "libtsan.so"}[mode]
     # libstdc++ too: the sanitizer looks for __cxa_throw when it starts, and Python itself has none
     path = " ".join(run([CXX, f"-print-file-name={file}"]).strip() for file in (name, "libstdc++.so"))
-    # Python frees nothing at its end; a shim's report is worth more than a signal handler's
-    options = {"address": ("ASAN_OPTIONS", "detect_leaks=0"), "thread": ("TSAN_OPTIONS", "exitcode=66:atexit_sleep_ms=0:history_size=0")}
-    key, value = options[mode]
+    # Python frees nothing at its end. Old accesses need no stack of their own in a report, which costs memory a fiber.
+    key, value = {
+        "address": ("ASAN_OPTIONS", "detect_leaks=0"),
+        "thread": ("TSAN_OPTIONS", "exitcode=66:atexit_sleep_ms=0:history_size=0"),
+    }[mode]
     return {**os.environ, "LD_PRELOAD": path, key: value}

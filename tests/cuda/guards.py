@@ -124,7 +124,7 @@ def table(measured: dict[str, dict[str, str]]) -> str:
 
 def drawn(page: str, body: str) -> str:
     """The page with this table in its place."""
-    return re.sub(r"(<!-- table: guards -->\n).*?(\n<!-- end -->)", lambda m: m[1] + body + m[2], page, flags=re.S)
+    return re.sub(r"(<!-- table: guards -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{body}\n{m[2]}", page, flags=re.S)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,11 @@ VARIABLE = re.compile(
     r"(?P<extern>\.extern\s+)?(?:\.visible\s+)?\.(?P<space>shared|local|const|global|param)\s+"
     r"(?:\.align\s+(?P<align>\d+)\s+)?\.(?P<type>\w+)\s+(?P<name>[\w$]+)(?:\[(?P<count>\d*)\])?"
 )
-ENTRY = re.compile(r"(?:\.visible\s+|\.weak\s+)?\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>.*?)\)(?P<hints>[^{;]*)\{(?P<body>.*?)\n\}", re.S)
+ENTRY = re.compile(
+    r"(?:\.visible\s+|\.weak\s+)?\.entry\s+(?P<name>[\w$]+)\s*\((?P<parameters>.*?)\)"
+    r"(?P<hints>[^{;]*)\{(?P<body>.*?)\n\}",
+    re.S,
+)
 
 
 def variable(text: str) -> Variable:
@@ -101,9 +105,7 @@ def entry(match: re.Match[str], module: list[Variable]) -> Entry:
     for statement in statements(match["body"]):
         if label := re.fullmatch(r"(\$?[\w$]+):", statement):
             e.labels[label[1]] = len(e.code)
-        elif register := re.fullmatch(r"\.reg\s+\.(\w+)\s+(%\w+?)<\d+>", statement):
-            e.registers[register[2]] = register[1]
-        elif register := re.fullmatch(r"\.reg\s+\.(\w+)\s+(%\w+)", statement):
+        elif register := re.fullmatch(r"\.reg\s+\.(\w+)\s+(%\w+?)(?:<\d+>)?", statement):
             e.registers[register[2]] = register[1]
         elif VARIABLE.match(statement):
             e.variables.append(variable(statement))
@@ -124,6 +126,4 @@ def instruction(text: str) -> Instruction:
     if not found:
         raise PtxError(f"unknown statement: {text}")
     operands = re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^,\s][^,]*", found[4] or "")
-    return Instruction(
-        found[2], found[1] == "!", tuple(found[3].split(".")), tuple(o.strip() for o in operands), text
-    )
+    return Instruction(found[2], found[1] == "!", tuple(found[3].split(".")), tuple(o.strip() for o in operands), text)

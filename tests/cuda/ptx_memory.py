@@ -88,7 +88,7 @@ class Memory:
                 raise PtxError(f"{self.name}: a load of what nobody has stored")
             if not self.ordered(by, self.stored[:, word], t, idx).all():
                 raise PtxError(f"{self.name}: race, a load of what another thread stores")
-            # Several readers since the last barrier: the thread, and the warp or block if these differ too, are SEVERAL.
+            # Several readers since the last barrier: the thread is SEVERAL, the warp and block too if they differ.
             old, last = self.reader[word], self.loaded[:, word]
             same = (old != NOBODY) & (last[1] == t.block[idx]) & (last[2] == t.barriers[idx])
             other = same & (old != t.thread[idx])

@@ -40,7 +40,7 @@ def reports(library: Path, mode: str, calls: list[Checked], module: str, apart: 
             stored[f"in{number}_{i}"] = a
         stored |= {f"out{number}_{i}": a for i, a in enumerate(expected) if a is not None}
         arguments = replaced(call.arguments, lambda a: {"array at": a.ctypes.data % 16})
-        plan.append({"launcher": call.launcher, "arguments": arguments})
+        plan.append({"launcher": call.launcher, "arguments": arguments, "constructor": call.constructor})
     with tempfile.TemporaryDirectory() as folder:
         file, report = Path(folder) / "calls.npz", Path(folder) / "report.json"
         np.savez(file, plan=np.array(json.dumps([plan, module, apart])), **stored)
@@ -75,7 +75,8 @@ def at_offset(array: np.ndarray, offset: int) -> np.ndarray:
 def run_one(dll: Library, row: dict[str, Any], number: int, stored: Any) -> str:
     given = (stored[name] for name in stored.files if name.startswith(f"in{number}_"))
     try:
-        found = dll.run(Call(row["launcher"], restored(row["arguments"], given)))
+        call = Call(row["launcher"], restored(row["arguments"], given), tuple(row["constructor"]))
+        found = dll.run(call)
     except LaunchError as error:
         return f"{row['launcher']} (call {number}): {error}"
     names = [f"out{number}_{i}" for i in range(len(found))]

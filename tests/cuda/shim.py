@@ -20,11 +20,13 @@ ZONE = 256
 class Call:
     """A launcher and its arguments. An array goes as its address, wherever in the (nested) arguments it stands.
 
-    Of a function in C, positional arguments: int goes as int64, float as double. Of a bound one, keyword arguments.
+    Of a function in C, positional arguments: int goes as int64, float as double. Of a bound one, keyword arguments; of
+    a method, as in "Class.method", the object is made from `constructor`.
     """
 
     launcher: str
     arguments: tuple[Any, ...] | dict[str, Any]
+    constructor: tuple[Any, ...] = ()
 
     def arrays(self) -> list[np.ndarray]:
         """In the order in which they stand."""
@@ -87,7 +89,8 @@ class Exact:
     def __init__(self, array: np.ndarray):
         offset = array.ctypes.data % 16
         memory = ctypes.c_void_p()
-        ctypes.CDLL(None).posix_memalign(ctypes.byref(memory), ctypes.c_size_t(16), ctypes.c_size_t(array.nbytes + offset))
+        size = ctypes.c_size_t(array.nbytes + offset)
+        ctypes.CDLL(None).posix_memalign(ctypes.byref(memory), ctypes.c_size_t(16), size)
         self.address = (memory.value or 0) + offset
         self.array = np.frombuffer((ctypes.c_ubyte * array.nbytes).from_address(self.address), array.dtype)
         self.array = self.array.reshape(array.shape)
@@ -120,7 +123,9 @@ class Library:
         """Calls the launcher with these addresses in the place of its arrays."""
         left = iter(addresses)
         if self.module is not None:
-            error = getattr(self.module, call.launcher)(**replaced(call.arguments, lambda _: next(left)))
+            *owner, name = call.launcher.split(".")
+            of = getattr(self.module, owner[0])(*call.constructor) if owner else self.module
+            error = getattr(of, name)(**replaced(call.arguments, lambda _: next(left)))
         else:
             given = replaced(call.arguments, lambda _: ctypes.c_void_p(next(left)))
             launcher = getattr(self.dll, call.launcher)
@@ -162,7 +167,7 @@ class Library:
             yield Launch(self.name_of(address), grid, block, size[6], tuple(arguments))
 
     def name_of(self, address: int) -> str:
-        """The mangled name of the function at an address: kernels in unnamed namespaces are only in the symbol table."""
+        """The mangled name of the function at an address; kernels may be in the symbol table only."""
         if self.names is None:
             from builds import run
 

@@ -8,7 +8,9 @@
 
 #include "check.hpp"
 #include "core/philox.hpp"
+#include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
+#include "cpu/parts.hpp"
 
 namespace {
 
@@ -111,7 +113,7 @@ struct Rows {
 
 std::vector<int32_t> some_samples(int64_t count) {
   std::vector<int32_t> index(static_cast<size_t>(count));
-  dif::choose_batch(dif::batch_independent, 3, 0, 0, n, count, index.data());
+  dif::Batches(dif::batch_independent, 3, 0, n, count).fill(0, index.data());
   return index;
 }
 
@@ -224,7 +226,9 @@ Result run(const Case& c, int32_t mode, int64_t chains, int threads, double lr, 
                                   nullptr,
                                   baseline.data(),
                                   {}};
-  const dif::Trace trace{r.loss.data(), r.baseline.data(), r.energy.data(), r.gauge.data(), draws};
+  std::vector<double> mean(count * static_cast<size_t>(c.dim)), scatter(mean);
+  const dif::Trace trace{r.loss.data(), r.baseline.data(), r.energy.data(), r.gauge.data(),
+                         draws,         mean.data(),       scatter.data()};
   for (int64_t t = 0; t < steps; t += cut) {
     dif::run_chains(*c.program, rows.data, settings, r.w.data(), c.dim, t, t + cut < steps ? cut : steps - t, trace,
                     r.diverged.data(), threads);
@@ -251,7 +255,45 @@ void check_runs(const Case& c) {
 
 }  // namespace
 
+// Threads that share a batch: the bits of one thread, at any number of parts.
+void check_parts(const Case& c, dif::Layout layout) {
+  const Rows<float> rows(c);
+  const std::vector<float> w = normals(c.dim, 2);
+  const std::vector<int32_t> index = some_samples(103);
+  dif::Batch<float> batch = rows.data.rows;
+  batch.index = index.data();
+  batch.count = 103;
+  const auto pass = layout == dif::layout_matrix ? dif::engine_kernels().matrix : dif::engine_kernels().samples;
+  dif::Plan plan = c.program->plan(layout);
+  Scratch<float> scratch(plan);
+  std::vector<double> losses(103);
+  std::vector<float> whole(static_cast<size_t>(c.dim)), alone(whole.size());
+  const double want = pass(plan, w.data(), batch, whole.data(), scratch.p, losses.data());
+  for (const int64_t part : {200, 40, 16, 3}) {
+    plan.part = part;
+    const double sum = dif::PartedPass(plan, pass, 103, 1).run(w.data(), batch, alone.data());
+    CHECK(std::fabs(sum - want) <= 1e-6 * std::fabs(want));
+    double off = 0, size = 0;
+    for (size_t i = 0; i < whole.size(); ++i) {
+      off += std::pow(static_cast<double>(alone[i] - whole[i]), 2);
+      size += std::pow(static_cast<double>(whole[i]), 2);
+    }
+    CHECK(off <= 1e-10 * size);
+    for (const int threads : {2, 3}) {
+      dif::PartedPass shared(plan, pass, 103, threads);
+      for (int again = 0; again < 3; ++again) {
+        std::vector<float> g(whole.size());
+        CHECK(shared.run(w.data(), batch, g.data()) == sum);
+        CHECK(std::memcmp(g.data(), alone.data(), sizeof(float) * g.size()) == 0);
+      }
+    }
+  }
+}
+
 int main() {
+  check_parts(tied(2), dif::layout_samples);
+  check_parts(tied(35), dif::layout_matrix);
+  check_parts(attention(), dif::layout_matrix);
   for (const int64_t count : {1, 16, 33}) {
     check_gradients(tied(2), count);
     check_gradients(tied(35), count);

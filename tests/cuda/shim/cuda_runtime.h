@@ -250,3 +250,7 @@ template <class T>
 void __stcs(T* p, T v) {
   *p = v;
 }
+template <class T>
+void __stwb(T* p, T v) {
+  *p = v;
+}
