@@ -101,6 +101,25 @@ class Mixed(nn.Module):
         return torch.tanh(self.c(0.5 * h + torch.tanh(self.b(h)) + functional.gelu(h) + self.b(h)))
 
 
+class Joined(nn.Module):
+    """Values side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(7, 5), nn.Linear(7, 4), nn.Linear(9, 3)
+
+    def forward(self, x):
+        return self.c(torch.cat([torch.tanh(self.a(x)), functional.gelu(self.b(x))], -1))
+
+
+def images():
+    return torch.randn(9, 2, 4, 4), torch.randint(0, 3, (9,))
+
+
+def pooling(pool):
+    return nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanh(), pool, nn.Flatten(), nn.Linear(12, 3))
+
+
 def last_token(p, y):
     return functional.cross_entropy(p[:, -1], y[:, 0])
 
@@ -127,6 +146,9 @@ def case(name):
         "tied": lambda: Case(Superposition(), nn.MSELoss(), (z := torch.rand(300, 6)), z),
         "mixed": lambda: Case(Mixed(), nn.MSELoss(), torch.randn(30, 6), torch.randn(30, 4)),
         "convolutions": lambda: Case(conv, nn.CrossEntropyLoss(), torch.randn(9, 2, 4, 4), torch.randint(0, 3, (9,))),
+        "max_pooling": lambda: Case(pooling(nn.MaxPool2d(2)), nn.CrossEntropyLoss(), *images()),
+        "average_pooling": lambda: Case(pooling(nn.AvgPool2d(2)), nn.CrossEntropyLoss(), *images()),
+        "joined": lambda: Case(Joined(), nn.MSELoss(), x, y),
         "attention": lambda: Case(Transformer("full"), next_token, t, t),
         "causal": lambda: Case(Transformer("causal", length=19), next_token, (u := tokens(19)), u),
         "layer_norm": lambda: Case(Transformer("causal", nn.LayerNorm, layers=1), next_token, t, t),
@@ -142,6 +164,7 @@ def case(name):
 
 SMOOTH = ["relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu"]
 PLAIN = ["cross_entropy", "importance", "summed", "tied", "mixed", "convolutions"]
+PLAIN += ["max_pooling", "average_pooling", "joined"]
 SEQUENCES = ["attention", "causal", "layer_norm", "rms_norm", "gpt", "last", "ignored", "encoder", "multihead"]
 ALL = SMOOTH + PLAIN + SEQUENCES
 

@@ -49,7 +49,7 @@ int64_t work_of(const Plan& plan) {
 bool has_second(const CompiledProgram& program) {
   const Plan& plan = program.plan(layout_matrix);
   for (int32_t i = 0; i < plan.op_count; ++i) {
-    if (plan.ops[i].kind > op_gather || plan.ops[i].activation > act_silu) return false;
+    if (plan.ops[i].kind > op_join || plan.ops[i].activation > act_silu) return false;
   }
   return plan.loss.kind <= loss_cross_entropy;
 }

@@ -185,6 +185,29 @@ struct Second : SecondNorm<L> {
     });
   }
 
+  // The rows that were the largest; each probe's copy of which they are serves the way back.
+  void max_rows(const ProgramOp& op, const OpPlan& at, const OpPlan& rat) const {
+    const View ra = r.view(op.a), rout = r.view(op.out);
+    T* const chosen = r.s + rat.turned;
+    each_row(op.out, [&](int64_t, int64_t row, int64_t rrow) {
+      M::columns(rout.cols, [&](int64_t j, int64_t n) {
+        M::store(chosen + rrow * rout.ld + j, M::load(x.s + at.turned + row * rout.ld + j, n), n);
+      });
+    });
+    const F near = L::set(T(0.25));
+    r.each_window(op, rat, [&](int64_t to, int64_t from, const int32_t* map) {
+      M::columns(rout.cols, [&](int64_t j, int64_t n) {
+        F v = L::set(0);
+        for (int32_t q = 0; q < op.size; ++q) {
+          if (map[q] < 0) continue;
+          const F off = L::sub(M::load(chosen + to * rout.ld + j, n), L::set(static_cast<T>(q)));
+          v = L::select(L::greater(near, L::mul(off, off)), M::load(ra.p + (from + map[q]) * ra.ld + j, n), v);
+        }
+        M::store(rout.p + to * rout.ld + j, v, n);
+      });
+    });
+  }
+
   // ---- operations without parameters that are linear in their operands: the engine's own, on the rows of all probes
   struct One {
     Plan plan;
@@ -210,12 +233,17 @@ struct Second : SecondNorm<L> {
     const View p = x.view(value), rp = r.view(value);
     const int64_t height = x.plan.values[value].rows;
     const T n_samples = static_cast<T>(x.batch.count), factor = static_cast<T>(x.plan.loss.factor);
-    if (x.plan.loss.kind == loss_squared) {
-      const F k = L::set(static_cast<T>(2.0 * x.plan.loss.factor / static_cast<double>(x.batch.count)));
+    if (x.plan.loss.kind != loss_cross_entropy) {
+      const bool binary = x.plan.loss.kind == loss_binary;
+      const F k = L::set((binary ? T(1) : T(2)) * factor / n_samples);
       const T* importance = x.plan.loss.importance >= 0 ? x.w + x.plan.loss.importance : nullptr;
       each_row(value, [&](int64_t, int64_t row, int64_t rrow) {
         M::columns(p.cols, [&](int64_t j, int64_t n) {
           F u = M::load(rp.p + rrow * rp.ld + j, n);
+          if (binary) {
+            const F z = M::load(p.p + row * p.ld + j, n);
+            u = L::mul(u, L::mul(sigmoid<L>(z), sigmoid<L>(L::negate(z))));
+          }
           if (importance) u = L::mul(u, M::load(importance + row % height * p.cols + j, n));
           M::store(rp.d + rrow * rp.ld + j, L::mul(k, u), n);
         });
@@ -301,6 +329,9 @@ struct Second : SecondNorm<L> {
           break;
         case op_attention:
           this->attention(op, at, rat);
+          break;
+        case op_max_rows:
+          max_rows(op, at, rat);
           break;
         default:  // linear in its operands: its own tangent
           linear_in_values(op, i).forward();
