@@ -35,7 +35,7 @@ SETTINGS = [
     ({"seed": None}, "seed: expected an integer of at least 0, got None"),
     ({"seed": 2**64}, f"seed: expected an integer below 2^64, got {2**64}"),
     ({"batch_size": 0}, "batch_size: expected an integer of at least 1, got 0"),
-    ({"batches": "own"}, "batches: expected one of ('independent', 'shared', 'full'), got 'own'"),
+    ({"batches": "own"}, "batches: expected one of ('independent', 'shared', 'epoch', 'full'), got 'own'"),
     ({"sampler": "nuts"}, f"sampler: expected one of {('auto', *KINDS)}, got 'nuts'"),
     ({"sampler": "hmc", "batches": "shared"}, "batches: expected 'full' for 'hmc', got 'shared'"),
     ({"backend": "cuda"}, "backend: expected one of ('auto', 'native', 'torch'), got 'cuda'"),

@@ -211,12 +211,13 @@ void check_gram_schmidt(int64_t dim) {
     for (int64_t c = 0; c < chains; ++c) {
       for (int64_t i = 0; i < m; ++i) {
         for (int64_t j = 0; j <= i; ++j) {
-          double dot = 0;
+          // Wider than the sums under test, whose own rounding would else be a multiple of sqrt(dim) eps.
+          long double dot = 0;
           for (int64_t e = 0; e < dim; ++e) {
-            dot += static_cast<double>(basis[static_cast<size_t>((c * m + i) * dim + e)]) *
-                   static_cast<double>(basis[static_cast<size_t>((c * m + j) * dim + e)]);
+            dot += static_cast<long double>(basis[static_cast<size_t>((c * m + i) * dim + e)]) *
+                   static_cast<long double>(basis[static_cast<size_t>((c * m + j) * dim + e)]);
           }
-          CHECK(std::fabs(dot - (i == j)) <= 8 * eps);
+          CHECK(std::fabs(static_cast<double>(dot - (i == j))) <= 8 * eps);
         }
       }
     }
