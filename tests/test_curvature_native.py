@@ -143,6 +143,7 @@ def case(name):
         "cross_entropy": lambda: Case(mlp(nn.ReLU(), 40), nn.CrossEntropyLoss(), x, classes),
         "importance": lambda: Case(mlp(nn.Tanh(), bias=False), lambda p, q: (weights * (p - q) ** 2).mean(), x, y),
         "summed": lambda: Case(mlp(nn.Tanh()), lambda p, q: ((p - q) ** 2).sum(-1).mean(), x, y),
+        "binary": lambda: Case(mlp(nn.Tanh(), 9)[:3], nn.BCEWithLogitsLoss(), x, torch.rand(len(x), 3)),
         "tied": lambda: Case(Superposition(), nn.MSELoss(), (z := torch.rand(300, 6)), z),
         "mixed": lambda: Case(Mixed(), nn.MSELoss(), torch.randn(30, 6), torch.randn(30, 4)),
         "convolutions": lambda: Case(conv, nn.CrossEntropyLoss(), torch.randn(9, 2, 4, 4), torch.randint(0, 3, (9,))),
@@ -163,7 +164,7 @@ def case(name):
 
 
 SMOOTH = ["relu", "tanh", "sigmoid", "gelu", "gelu_tanh", "silu"]
-PLAIN = ["cross_entropy", "importance", "summed", "tied", "mixed", "convolutions"]
+PLAIN = ["cross_entropy", "importance", "summed", "binary", "tied", "mixed", "convolutions"]
 PLAIN += ["max_pooling", "average_pooling", "joined"]
 SEQUENCES = ["attention", "causal", "layer_norm", "rms_norm", "gpt", "last", "ignored", "encoder", "multihead"]
 ALL = SMOOTH + PLAIN + SEQUENCES

@@ -51,7 +51,7 @@ bool has_second(const CompiledProgram& program) {
   for (int32_t i = 0; i < plan.op_count; ++i) {
     if (plan.ops[i].kind > op_join || plan.ops[i].activation > act_silu) return false;
   }
-  return plan.loss.kind <= loss_cross_entropy;
+  return plan.loss.kind <= loss_binary;
 }
 
 template <>

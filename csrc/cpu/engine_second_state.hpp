@@ -119,6 +119,8 @@ struct SecondState {
     const Matrix<L> whole{{{{plan, w, g, s, batch, first, samples}}}};
     if (plan.loss.kind == loss_squared) {
       whole.template elementwise<loss_squared>(losses);
+    } else if (plan.loss.kind == loss_binary) {
+      whole.template elementwise<loss_binary>(losses);
     } else {
       whole.cross_entropy(losses);
     }
