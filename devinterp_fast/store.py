@@ -65,14 +65,9 @@ class RunFolder:
     def write_bytes(self, name: str, content: bytes) -> Path:
         """Writes a file so that a reader finds the old one or the new one, whole."""
         target = self.path / name
-        partial = target.with_name(target.name + ".partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, target)
+            write_whole(target, content)
         except OSError as error:
             raise RunFolderError(f"out: expected a folder that can be written, got {error}") from error
         return target
@@ -103,6 +98,20 @@ class RunFolder:
     def write_trace(self, trace: xr.Dataset) -> Path:
         """Writes a dataset as Zarr: see ``write_zarr``."""
         return write_zarr("out", trace, self.path / "trace.zarr")
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Writes a file so that a reader finds the old one or the new one, whole: beside ``target``, then in its place.
+
+    Raises:
+        OSError: it could not be written; ``target`` is as before.
+    """
+    partial = target.with_name(target.name + ".partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, target)
 
 
 def write_zarr(name: str, data: xr.Dataset, target: Path) -> Path:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from devinterp_fast._interrupt import Interrupt
 from devinterp_fast.progress import ProgressBar
-from devinterp_fast.sampling import engines
 from devinterp_fast.sampling.observers import Draw, Evaluator, Observer
 from devinterp_fast.sampling.prepare import Prepared
 from devinterp_fast.sampling.run import Floats, See, Trace
@@ -48,10 +47,7 @@ def run(
                 bar.update(sum(done), note)
 
             job = jobs[number]
-            engine = engines.make(
-                job.choice, job.model, job.objective, job.data, job.where, job.center, job.baseline, job.mask,
-                job.settings,
-            )  # fmt: skip
+            engine = job.engine()
             trace = engine.run(report, _shown_to(job, watching[number]), stop)
             done[number] = updates[number]
             return trace, engine.name

@@ -84,6 +84,13 @@ class Prepared:
     auto_lr: bool
     choice: engines.Choice
 
+    def engine(self, settings: Settings | None = None) -> engines.Engine:
+        """The engine of ``choice``, for the run's own settings or others."""
+        return engines.make(
+            self.choice, self.model, self.objective, self.data, self.where, self.center, self.baseline, self.mask,
+            self.settings if settings is None else settings,
+        )  # fmt: skip
+
 
 def prepare(
     model: nn.Module,
@@ -154,11 +161,7 @@ def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float, sample
         name, limit = s.sampler.name, warmup.limit(sampler, budget, ready.data.n, s.batch_size, s.chains)
 
     def run(settings: Settings) -> Trace:
-        engine = engines.make(
-            ready.choice, ready.model, ready.objective, ready.data, ready.where, ready.center, ready.baseline,
-            ready.mask, settings,
-        )  # fmt: skip
-        return engine.run(lambda done, note: None)
+        return ready.engine(settings).run(lambda done, note: None)
 
     def stiffness_at(w: Tensor) -> float:
         nbeta, pull = float(s.nbeta.max()), float(s.localization.max())

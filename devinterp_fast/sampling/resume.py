@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from devinterp_fast import store
 from devinterp_fast._interrupt import Interrupt
 from devinterp_fast.errors import RunFolderError
 from devinterp_fast.progress import ProgressBar
-from devinterp_fast.sampling import engines
 from devinterp_fast.sampling.prepare import Prepared
 from devinterp_fast.sampling.run import Settings, State, Trace
 
@@ -54,7 +54,7 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
     s, file = job.settings, Path(path)
     identity = _identity(job)
     done = _load(file, identity)
-    name = _engine(job, s).name
+    name = job.engine().name
     every = -(-s.draws // _STRETCHES)
     before = 0
     with ProgressBar(title, s.steps * s.chains, show=progress) as bar, Interrupt() as stop:
@@ -65,19 +65,13 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
         while (have := _draws(done)) < s.draws and not stop():
             stretch = _stretch(s, done, min(every, s.draws - have))
             before = (stretch.first_step - s.first_step) * s.chains
-            trace = _engine(job, stretch).run(report, None, stop)
+            trace = job.engine(stretch).run(report, None, stop)
             done = trace if done is None else _joined(done, trace)
             if not stop():
                 _save(file, identity, done)
     if done is None or (stop() and _draws(done) < s.draws):
         raise KeyboardInterrupt
     return done, name
-
-
-def _engine(job: Prepared, settings: Settings) -> engines.Engine:
-    return engines.make(
-        job.choice, job.model, job.objective, job.data, job.where, job.center, job.baseline, job.mask, settings
-    )
 
 
 def _draws(done: Trace | None) -> int:
@@ -120,13 +114,8 @@ def _save(file: Path, identity: dict[str, Any], done: Trace) -> None:
     tensors["thermostat"] = torch.from_numpy(done.state.thermostat)
     tensors["diverged"] = torch.from_numpy(done.state.diverged)
     tensors["step"] = torch.tensor(done.state.step)
-    partial = file.with_name(file.name + ".partial")
     try:
-        with open(partial, "wb") as out:
-            out.write(save(tensors, {"run": json.dumps(identity, sort_keys=True)}))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, file)
+        store.write_whole(file, save(tensors, {"run": json.dumps(identity, sort_keys=True)}))
     except OSError as error:
         raise RunFolderError(f"checkpoint: expected a file that can be written, got {error}") from error
 
