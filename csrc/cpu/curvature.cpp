@@ -1,8 +1,8 @@
 #include "cpu/curvature.hpp"
 
 #include <algorithm>
-#include <cstring>
 
+#include "cpu/in_use.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
 
@@ -56,13 +56,7 @@ bool has_second(const CompiledProgram& program) {
 
 template <>
 const SecondKernels<float>& second_kernels() {
-#if defined(DIF_HAVE_avx512)
-  if (std::strcmp(kernels().name, "avx512") == 0) return second_avx512;
-#endif
-#if defined(DIF_HAVE_avx2)
-  if (std::strcmp(kernels().name, "avx2") == 0) return second_avx2;
-#endif
-  return second_baseline;
+  return DIF_IN_USE(second);
 }
 template <>
 const SecondKernels<double>& second_kernels() {

@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <memory>
 
 #include "core/moments.hpp"
 #include "cpu/aligned.hpp"
 #include "cpu/batches.hpp"
+#include "cpu/in_use.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
 #include "cpu/parts.hpp"
@@ -241,15 +241,7 @@ std::vector<float> turned(const float* rows, int64_t size, int64_t n) {
 
 }  // namespace
 
-const EngineKernels& engine_kernels() {
-#if defined(DIF_HAVE_avx512)
-  if (std::strcmp(kernels().name, "avx512") == 0) return engine_avx512;
-#endif
-#if defined(DIF_HAVE_avx2)
-  if (std::strcmp(kernels().name, "avx2") == 0) return engine_avx2;
-#endif
-  return engine_baseline;
-}
+const EngineKernels& engine_kernels() { return DIF_IN_USE(engine); }
 
 void run_chains(const CompiledProgram& program, const Data<float>& data, const RunSettings& settings, float* w,
                 int64_t w_ld, int64_t first_step, int64_t steps, const Trace& trace, int64_t* diverged, int threads) {

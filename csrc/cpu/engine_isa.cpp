@@ -2,37 +2,20 @@
 #include "cpu/engine_isa.hpp"
 
 #include "core/normal.hpp"
+#include "cpu/engine_lanes_isa.hpp"
 #include "cpu/engine_matrix.hpp"
 #include "cpu/engine_small.hpp"
 #include "cpu/engine_tied.hpp"
-
-#if defined(DIF_ISA_avx512)
-#include "cpu/engine_lanes_avx512.hpp"
-#define DIF_ENGINE engine_avx512
-#elif defined(DIF_ISA_avx2)
-#include "cpu/engine_lanes_avx2.hpp"
-#define DIF_ENGINE engine_avx2
-#else
-#include "cpu/engine_lanes.hpp"
-#define DIF_ENGINE engine_baseline
-#endif
 
 namespace dif {
 namespace {
 
 #if defined(DIF_ISA_avx512)
-using L = Avx512Engine;
 using Noise = Avx512Lanes;
-constexpr const char* isa_name = "avx512";
 #elif defined(DIF_ISA_avx2)
-using L = Avx2Engine;
 using Noise = Twice<Avx2Lanes>;
-constexpr const char* isa_name = "avx2";
 #else
-struct EngineTag {};
-using L = PortableEngine<float, EngineTag>;
-using Noise = PortableLanes<16, EngineTag>;
-constexpr const char* isa_name = "baseline";
+using Noise = PortableLanes<16, FileTag>;
 #endif
 
 void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
@@ -132,14 +115,14 @@ double multiply_adds(int64_t rounds, float* out) {
 
 }  // namespace
 
-extern const EngineKernels DIF_ENGINE;
-const EngineKernels DIF_ENGINE = {isa_name,      Matrix<L>::run, samples_pass, chains_pass,
-                                  update_chains, lane_order,     indices,      multiply_adds};
+extern const EngineKernels DIF_OF_ISA(engine);
+const EngineKernels DIF_OF_ISA(engine) = {isa_name,      Matrix<L>::run, samples_pass, chains_pass,
+                                          update_chains, lane_order,     indices,      multiply_adds};
 
 #if defined(DIF_ISA_baseline)
 double matrix_pass_f64(const Plan& plan, const double* w, const Batch<double>& batch, double* g, double* s,
                        double* losses) {
-  return Matrix<PortableEngine<double, EngineTag>>::run(plan, w, batch, g, s, losses);
+  return Matrix<PortableEngine<double, FileTag>>::run(plan, w, batch, g, s, losses);
 }
 #endif
 

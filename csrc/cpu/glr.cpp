@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
+#include "cpu/in_use.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
 
@@ -14,15 +14,7 @@ namespace {
 constexpr int N = glr_lanes;
 constexpr int64_t chunk = 32;  // steps that one tile takes while its sums lie in the nearest cache
 
-const GlrKernels& glr_kernels() {
-#if defined(DIF_HAVE_avx512)
-  if (std::strcmp(kernels().name, "avx512") == 0) return glr_avx512;
-#endif
-#if defined(DIF_HAVE_avx2)
-  if (std::strcmp(kernels().name, "avx2") == 0) return glr_avx2;
-#endif
-  return glr_baseline;
-}
+const GlrKernels& glr_kernels() { return DIF_IN_USE(glr); }
 
 bool usable(double w) { return w > 0 && std::isfinite(w); }
 

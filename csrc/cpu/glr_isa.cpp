@@ -1,31 +1,10 @@
 // The detector's step for one instruction set: compiled once for each, under the same rules as isa.cpp.
 #include "cpu/glr_isa.hpp"
 
-#if defined(DIF_ISA_avx512)
-#include "cpu/engine_lanes_avx512.hpp"
-#define DIF_GLR glr_avx512
-#elif defined(DIF_ISA_avx2)
-#include "cpu/engine_lanes_avx2.hpp"
-#define DIF_GLR glr_avx2
-#else
-#include "cpu/engine_lanes.hpp"
-#define DIF_GLR glr_baseline
-#endif
+#include "cpu/engine_lanes_isa.hpp"
 
 namespace dif {
 namespace {
-
-#if defined(DIF_ISA_avx512)
-using L = Avx512Engine;
-constexpr const char* isa_name = "avx512";
-#elif defined(DIF_ISA_avx2)
-using L = Avx2Engine;
-constexpr const char* isa_name = "avx2";
-#else
-struct GlrTag {};
-using L = PortableEngine<float, GlrTag>;
-constexpr const char* isa_name = "baseline";
-#endif
 
 using F = L::F;
 constexpr int N = glr_lanes;
@@ -218,7 +197,7 @@ float own(const GlrLook& p, const GlrPack& pack, const float* y, const double* w
 
 }  // namespace
 
-extern const GlrKernels DIF_GLR;
-const GlrKernels DIF_GLR = {isa_name, prepare, shared, own};
+extern const GlrKernels DIF_OF_ISA(glr);
+const GlrKernels DIF_OF_ISA(glr) = {isa_name, prepare, shared, own};
 
 }  // namespace dif

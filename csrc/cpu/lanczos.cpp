@@ -2,25 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "core/philox.hpp"
+#include "cpu/in_use.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parallel.hpp"
 
 namespace dif {
 namespace {
 
-const LanczosIsa& isa() {
-#if defined(DIF_HAVE_avx512)
-  if (std::strcmp(kernels().name, "avx512") == 0) return lanczos_avx512;
-#endif
-#if defined(DIF_HAVE_avx2)
-  if (std::strcmp(kernels().name, "avx2") == 0) return lanczos_avx2;
-#endif
-  return lanczos_baseline;
-}
+const LanczosIsa& isa() { return DIF_IN_USE(lanczos); }
 
 template <class T>
 const LanczosKernels<T>& kernels_of() {

@@ -10,6 +10,7 @@
 #include "core/philox.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/lanczos.hpp"
+#include "programs.hpp"
 
 namespace {
 
@@ -17,26 +18,6 @@ using dif::ProgramOp;
 using dif::ProgramValue;
 
 constexpr int64_t n = 23, features = 6;
-
-ProgramOp operation(int32_t kind, int32_t out, int32_t a = -1, int32_t b = -1, int32_t c = -1) {
-  ProgramOp op{};
-  op.kind = kind;
-  op.out = out;
-  op.a = a;
-  op.b = b;
-  op.c = c;
-  op.weight = op.bias = -1;
-  return op;
-}
-
-ProgramOp linear(int32_t out, int32_t a, int64_t weight, int64_t bias, int32_t activation, bool transposed = false) {
-  ProgramOp op = operation(dif::op_linear, out, a);
-  op.weight = weight;
-  op.bias = bias;
-  op.activation = activation;
-  op.transposed = transposed;
-  return op;
-}
 
 struct Case {
   std::unique_ptr<dif::CompiledProgram> program;

@@ -11,31 +11,12 @@
 #include "cpu/batches.hpp"
 #include "cpu/kernels.hpp"
 #include "cpu/parts.hpp"
+#include "programs.hpp"
 
 namespace {
 
 using dif::ProgramOp;
 using dif::ProgramValue;
-
-ProgramOp operation(int32_t kind, int32_t out, int32_t a = -1, int32_t b = -1, int32_t c = -1) {
-  ProgramOp op{};
-  op.kind = kind;
-  op.out = out;
-  op.a = a;
-  op.b = b;
-  op.c = c;
-  op.weight = op.bias = -1;
-  return op;
-}
-
-ProgramOp linear(int32_t out, int32_t a, int64_t weight, int64_t bias, int32_t activation, bool transposed = false) {
-  ProgramOp op = operation(dif::op_linear, out, a);
-  op.weight = weight;
-  op.bias = bias;
-  op.activation = activation;
-  op.transposed = transposed;
-  return op;
-}
 
 // A Program with its data: 37 rows of floats, of which the first also serve as tokens and classes.
 struct Case {
