@@ -68,7 +68,9 @@ class Choice:
         return "\n".join(lines)
 
 
-def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> Choice:
+def choose(
+    backend: str, model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype = torch.float32
+) -> Choice:
     """Chooses between the engines.
 
     Args:
@@ -76,6 +78,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
         model: at the center.
         objective: the loss.
         data: all samples.
+        dtype: in which the native engine would run; chains run in float32 alone.
 
     Raises:
         ValueError: the backend is unknown.
@@ -86,7 +89,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
     if backend == "torch":
         return Choice("torch", "it was asked for", None)
     try:
-        program = _capture(model, objective, data)
+        program = _capture(model, objective, data, dtype)
     except native.Unsupported as why:
         if backend == "native":
             raise ModelError(
@@ -96,11 +99,11 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
     return Choice("native", "the model was captured, its loss and gradient agree with autograd", program)
 
 
-def _capture(model: nn.Module, objective: Objective, data: Data) -> native.Program:
+def _capture(model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype) -> native.Program:
     if objective.with_model:
         raise native.Unsupported("the loss is a function of the model, not a criterion on its output")
     x, y = data.tensors.values()
-    return native.capture(model, objective.loss_fn, x, y)
+    return native.capture(model, objective.loss_fn, x, y, dtype)
 
 
 class NativeEngine:
