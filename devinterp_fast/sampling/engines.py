@@ -110,9 +110,16 @@ class NativeEngine:
     """Runs a captured model: all chains and all steps in C++, a few calls in all."""
 
     def __init__(
-        self, program: native.Program, center: Tensor, baseline: Tensor, mask: Tensor | None, settings: Settings
+        self,
+        program: native.Program,
+        center: Tensor,
+        baseline: Tensor,
+        mask: Tensor | None,
+        settings: Settings,
+        threads: int | None = None,
     ):
         self.program, self.center, self.baseline, self.mask, self.settings = program, center, baseline, mask, settings
+        self.threads = torch.get_num_threads() if threads is None else threads
 
     @property
     def name(self) -> str:
@@ -122,12 +129,12 @@ class NativeEngine:
     def run(
         self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
     ) -> Trace:
-        """As ``Engine.run``; the result does not depend on ``torch.get_num_threads()``, which it uses."""
+        """As ``Engine.run``; the result does not depend on the number of threads."""
         s = self.settings
         run = native.NativeRun(
             self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
             nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
-            batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
+            batch_size=s.batch_size, threads=self.threads, baseline=self.baseline.numpy(),
             sampler=s.sampler, anchor=self._anchor(), start=s.start, settled=s.adapts_until,
         )  # fmt: skip
 
@@ -157,8 +164,9 @@ def make(
     baseline: Tensor,
     mask: Tensor | None,
     settings: Settings,
+    threads: int | None = None,
 ) -> Engine:
-    """Builds the engine of a choice; the arguments are those of ``TorchEngine``."""
+    """Builds the engine of a choice; the arguments are those of ``TorchEngine``, and threads of the native one."""
     if choice.program is not None:
-        return NativeEngine(choice.program, center, baseline, mask, settings)
+        return NativeEngine(choice.program, center, baseline, mask, settings, threads)
     return TorchEngine(private_copy(model), objective, data, where, center, baseline, mask, settings)
