@@ -10,6 +10,7 @@ in the first layer), of a Hessian product with kept values and gradients six (tw
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from workloads import w3
 
+import devinterp_fast as dif
 from devinterp_fast import _native
 from devinterp_fast.sampling.native import Program, capture
 
@@ -88,8 +90,14 @@ def products(name: str, model: Any, loss_fn: Any, x: Tensor, y: Tensor, rounds: 
     expected = backward(v)
     assert float((one.hvp(v) - expected).norm() / expected.norm()) <= 1e-5
     assert torch.equal(eight.hvp(many)[3], program.curvature(stack[3]).hvp(many[3]))
+    double, in_double = copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x
+    H, wide = dif.hessian(double, loss_fn, (in_double, y), backend="native"), v.double().T.contiguous()
+    backward_double = double_backward(double, loss_fn, in_double, y)
+    truth = backward_double(wide.T)
+    assert float((H @ wide - truth.T).norm() / truth.norm()) <= 1e-13
     seconds = race(
         {
+            "double_10": lambda: H @ wide, "torch_double_10": lambda: backward_double(wide.T),
             "gradient": native_gradient(program, w), "hvp_1": lambda: one.hvp(v[:1]), "hvp_10": lambda: one.hvp(v),
             "ggn_10": lambda: one.ggn(v), "fisher_10": lambda: one.fisher(v), "torch_10": lambda: backward(v),
             "hvp_8x10": lambda: eight.hvp(many), "states": lambda: program.curvature(w),
@@ -110,6 +118,7 @@ def products(name: str, model: Any, loss_fn: Any, x: Tensor, y: Tensor, rounds: 
         "ggn_10": seconds["ggn_10"] / 10 / seconds["gradient"],
         "fisher_10": seconds["fisher_10"] / 10 / seconds["gradient"],
         "torch_over_hvp_10": seconds["torch_10"] / seconds["hvp_10"],
+        "torch_over_hvp_10_float64": seconds["torch_double_10"] / seconds["double_10"],
         "eight_over_one": seconds["hvp_8x10"] / 8 / seconds["hvp_10"],
         "flops_hvp_over_gradient": hessian / gradient,
         "gradient_of_peak": 2 * gradient * program.n / seconds["gradient"] / best,
