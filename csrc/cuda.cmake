@@ -46,6 +46,7 @@ pybind11_add_module(
   cuda/noise.cu
   cuda/resident.cu
   cuda/resident_plan.cu
+  cuda/resident_products.cu
   cuda/step.cu
 )
 target_include_directories(_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})

@@ -164,7 +164,7 @@ def coefficients(
         lr: step size of each chain.
         localization: of each chain.
         nbeta: inverse temperature times sample count, of each chain.
-        friction: of the momentum; a thermostat changes it.
+        friction: share of the momentum that a step takes; a thermostat changes it.
         beta1: of the running mean of gradients.
         beta2: of the running mean of their squares; 1 holds the metric still.
         epsilon: of the metric.
@@ -176,8 +176,9 @@ def coefficients(
         columns = [nbeta, localization, -0.5 * lr, lr.sqrt()]
     elif sampler == "langevin":
         h = lr.sqrt()
-        x = 0.5 * friction * h
-        columns = [nbeta, localization, -h, 0.5 * h, (1 - x) / (1 + x), (2.0 * friction * h).sqrt() / (1 + x)]
+        share = torch.as_tensor(friction, dtype=torch.float64, device=lr.device).expand_as(lr)
+        x = 0.5 * share
+        columns = [nbeta, localization, -h, 0.5 * h, (1 - x) / (1 + x), (2.0 * share).sqrt() / (1 + x)]
     elif sampler == "preconditioned":
         one = torch.ones_like(lr)
         rest = [beta1 * one, (1.0 - beta1) * one, beta2 * one, (1.0 - beta2) * one, epsilon * one]
@@ -286,23 +287,22 @@ def sampler_step_(
 
 
 def thermostat_(
-    settings: Tensor, zeta: Tensor, gauge: Tensor, lr: Tensor, friction: Tensor, *, inertia: float, moving: int
+    settings: Tensor, zeta: Tensor, gauge: Tensor, friction: Tensor, *, inertia: float, moving: int
 ) -> Tensor:
     """Turns the friction of "langevin" towards temperature one, between two steps.
 
-    zeta <- zeta + h (gauge / moving - 1) / inertia, h = sqrt(lr); the settings' keep and noise follow.
+    zeta <- zeta + (gauge / moving - 1) / inertia; the settings' keep and noise follow. The CPU engine's bits.
 
     Args:
         settings: as ``coefficients`` makes them, changed in place.
         zeta: the friction of each chain, changed in place; begins as ``friction``.
         gauge: sum p . p of the last step.
-        lr: step size of each chain.
-        friction: that the noise balances.
-        inertia: of the thermostat.
+        friction: share of a step, that the noise balances.
+        inertia: of the thermostat, in steps.
         moving: coordinates that the mask moves.
 
     Shape:
-        settings: float32 (chains, 6); zeta, gauge, lr, friction: float64 (chains). All on one GPU.
+        settings: float32 (chains, 6); zeta, gauge, friction: float64 (chains). All on one GPU.
 
     Raises:
         ShapeError, DTypeError, DeviceError: an argument is not as above.
@@ -310,10 +310,10 @@ def thermostat_(
     """
     device, chains = settings.device, len(settings)
     _expect("settings", settings, torch.float32, (chains, 6), device)
-    for name, each in (("zeta", zeta), ("gauge", gauge), ("lr", lr), ("friction", friction)):
+    for name, each in (("zeta", zeta), ("gauge", gauge), ("friction", friction)):
         _expect(name, each, torch.float64, (chains,), device)
     launch(
-        "thermostat_f64", device, gauge=gauge.data_ptr(), moving=moving, lr=lr.data_ptr(), friction=friction.data_ptr(),
+        "thermostat_f64", device, gauge=gauge.data_ptr(), moving=moving, friction=friction.data_ptr(),
         inertia=inertia, zeta=zeta.data_ptr(), coefficients=settings.data_ptr(), chains=chains,
     )  # fmt: skip
     return settings

@@ -1,4 +1,4 @@
-"""The door to the CUDA kernels that reduce: running moments, Gram matrices, Gram-Schmidt and the detector.
+"""The door to the CUDA kernels that reduce: moments, Gram matrices, Gram-Schmidt, Hessian products, the detector.
 
 As ``_native_cuda``: checked here, on PyTorch's current stream, nothing allocated by the functions that run every step.
 """
@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from devinterp_fast._native_cuda import _block, _expect, _rows_of, launch, module
-from devinterp_fast.errors import ShapeError
+from devinterp_fast._native import describe
+from devinterp_fast._native_cuda import _block, _expect, _rows, _rows_of, launch, module, stream_of
+from devinterp_fast.errors import CudaError, ShapeError
 
-__all__ = ["GlrChannels", "Krylov", "add_draw_", "add_gram_"]
+__all__ = ["GlrChannels", "Krylov", "add_draw_", "add_gram_", "resident_hvp_"]
 
 
 def add_draw_(mean: Tensor, scatter: Tensor, w: Tensor, draws: Tensor) -> None:
@@ -83,10 +84,73 @@ def add_gram_(gram: Tensor, x: Tensor, d: Tensor, *, bias: bool = True) -> Tenso
     return gram
 
 
+def resident_hvp_(
+    out: Tensor, v: Tensor, w: Tensor, x: Tensor, y: Tensor, classes: Tensor, frozen: Tensor, plan: Tensor,
+    partial: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Products with the Hessian of a small Program's mean loss, in shared memory: out = H v for each row.
+
+    The R-operator: R{f}(w) = d/de f(w + e v) at e = 0, of the gradient. ``ResidentCurvature`` keeps what this is given.
+
+    Args:
+        out: filled.
+        v: directions.
+        w: checkpoints.
+        x: inputs of all samples.
+        y: targets of a squared error, or empty.
+        classes: of a cross-entropy, or empty.
+        frozen: parameters behind the trainable ones.
+        plan: the Program as ``ResidentProducts.packed`` gives it, in the processor's memory.
+        partial: room for the sums of segments where ``segments(n)`` is above 1.
+
+    Shape:
+        out, v: float32 (checkpoints, probes, dim), contiguous; w: float32 (checkpoints, dim); x: float32 (n, inputs);
+        y: float32 (n, outputs); classes: int32 (n, 1); frozen: float32 (total - dim); plan: uint8;
+        partial: float32 (segments, checkpoints, probes, dim). All but ``plan`` on one GPU.
+
+    Raises:
+        ShapeError, DTypeError, DeviceError: an argument is not as above.
+        CudaError: a kernel could not be started.
+
+    Source:
+        Pearlmutter (1994), Fast exact multiplication by the Hessian.
+    """
+    device, shape = v.device, tuple(v.shape)
+    if v.dim() != 3:
+        raise ShapeError(f"v: expected float32 (checkpoints, probes, dim) on {device}, got {describe(v)}")
+    program, n = module().ResidentProducts.unpacked(plan.data_ptr()), len(x)
+    segments = program.segments(n)
+    given = [("v", v, shape), ("out", out, shape)]
+    if partial is not None:
+        given.append(("partial", partial, (segments, *shape)))
+    elif segments > 1:
+        raise ShapeError(f"partial: expected float32 {(segments, *shape)} on {device}, got none")
+    for name, tensor, wanted in given:
+        _expect(name, tensor, torch.float32, wanted, device)
+        if not tensor.is_contiguous():
+            raise ShapeError(f"{name}: expected a contiguous tensor, got another")
+    if shape[2] != program.dim:
+        raise ShapeError(f"v: expected {program.dim} columns, got {shape[2]}")
+    w_ld = _rows("w", w, torch.float32, shape[0], shape[2], device)
+    for name, tensor, dtype in (("x", x, torch.float32), ("y", y, torch.float32), ("classes", classes, torch.int32)):
+        if tensor.numel():
+            _expect(name, tensor, dtype, (n, tensor.shape[-1]), device)
+    _expect("frozen", frozen, torch.float32, (frozen.numel(),), device)
+    error = program.run(
+        device=device.index or 0, stream=stream_of(device), x=x.data_ptr(), y=y.data_ptr(), classes=classes.data_ptr(),
+        x_size=x.stride(0), y_size=y.stride(0), class_size=classes.stride(0), n=n, w=w.data_ptr(), w_ld=w_ld,
+        frozen=frozen.data_ptr(), v=v.data_ptr(), out=out.data_ptr(),
+        partial=0 if partial is None else partial.data_ptr(), checkpoints=shape[0], probes=shape[1],
+    )  # fmt: skip
+    if error is not None:
+        raise CudaError(f"cuda: {error}")
+
+
 class Krylov:
     """A basis for each chain, grown by the products that Lanczos makes; the scalars stay on the GPU.
 
-    Two passes of classical Gram-Schmidt (Kahan, Parlett: twice is enough): c_j = q_j . v, v <- v - sum_j c_j q_j.
+    Two passes of classical Gram-Schmidt have together the coefficients c = (2 I - Q Q^T) Q v: the basis is read once
+    for them and once for v <- v - Q^T c. Sums are double: the CPU's bits.
 
     Args:
         start: the first vectors; their lengths do not matter.
@@ -113,10 +177,8 @@ class Krylov:
         self.vectors = 0
         room = module().orthogonalize_partial(chains, steps, dim)
         self._partial = torch.empty(max(room, 1), dtype=torch.float64, device=device)
-        self._first, self._second = (
-            torch.zeros(chains, max(steps, 1), dtype=torch.float64, device=device) for _ in range(2)
-        )
-        self._square = torch.zeros(chains, dtype=torch.float64, device=device)
+        self._gram = torch.zeros(chains, steps, steps, dtype=torch.float64, device=device)
+        self._coefficients = torch.zeros(chains * max(steps, 1), dtype=torch.float64, device=device)
         self._unused = torch.zeros(chains, dtype=torch.float64, device=device)
         self.extend_(start.clone())
 
@@ -126,22 +188,19 @@ class Krylov:
         m, steps = self.vectors, self.basis.shape[1]
         if m > 0 and (chains, dim) != (self.basis.shape[0], self.basis.shape[2]):
             raise ShapeError(f"v: expected {(self.basis.shape[0], self.basis.shape[2])}, got {(chains, dim)}")
-        # the products of both passes lie without gaps: (chains, m)
-        first, second = self._first.view(-1), self._second.view(-1)
         launch(
             "orthogonalize_f32", device, basis=self.basis.data_ptr(), chain_ld=self.basis.stride(0),
             ld=self.basis.stride(1), chains=chains, vectors=m, dim=dim, v=v.data_ptr(), v_ld=v.stride(0),
-            partial=self._partial.data_ptr(), first=first.data_ptr(), second=second.data_ptr(),
-            square=self._square.data_ptr(),
+            partial=self._partial.data_ptr(), gram=self._gram.data_ptr(), gram_ld=steps, gram_chain_ld=steps * steps,
+            coefficients=self._coefficients.data_ptr(),
         )  # fmt: skip
-        full = m == steps
-        following = self.basis[:, 0 if full else m]
+        following = 0 if m == steps else self.basis[:, m].data_ptr()
         alpha = self.alpha[m - 1] if m > 0 else self._unused
         beta = self.beta[m - 1] if m > 0 else self._unused
         launch(
-            "normalize_f32", device, chains=chains, vectors=m, dim=0 if full else dim, v=v.data_ptr(),
-            v_ld=v.stride(0), first=first.data_ptr(), second=second.data_ptr(), square=self._square.data_ptr(),
-            next=following.data_ptr(), next_ld=self.basis.stride(0), alpha=alpha.data_ptr(), beta=beta.data_ptr(),
+            "normalize_f32", device, chains=chains, vectors=m, dim=dim, v=v.data_ptr(), v_ld=v.stride(0),
+            partial=self._partial.data_ptr(), coefficients=self._coefficients.data_ptr(), next=following,
+            next_ld=self.basis.stride(0), alpha=alpha.data_ptr(), beta=beta.data_ptr(),
         )  # fmt: skip
         self.vectors = min(m + 1, steps)
 

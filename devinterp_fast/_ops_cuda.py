@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from devinterp_fast import _native, _native_cuda
+from devinterp_fast import _native, _native_cuda, _native_cuda_sums
 
 _library = torch.library.Library("devinterp_fast", "FRAGMENT")
 _library.define(
@@ -19,6 +19,10 @@ _library.define(
     "bool noise=True) -> ()"
 )
 _library.define("normal_at_(Tensor(a!) out, Tensor clock, int first_chain=0, int stream=0) -> ()")
+_library.define(
+    "resident_hvp_(Tensor(a!) out, Tensor v, Tensor w, Tensor x, Tensor y, Tensor classes, Tensor frozen, Tensor plan, "
+    "Tensor(b!)? partial=None) -> ()"
+)
 
 
 def _normal_cuda(out: Tensor, clock: Tensor, first_chain: int = 0, stream: int = 0) -> None:
@@ -38,9 +42,15 @@ def _normal_fake(out: Tensor, *_: object, **__: object) -> None:
     torch._check(out.dim() == 2, lambda: f"out: expected (chains, dim), got {tuple(out.shape)}")
 
 
+def _hvp_fake(out: Tensor, v: Tensor, *_: object, **__: object) -> None:
+    torch._check(out.shape == v.shape, lambda: f"out: expected {tuple(v.shape)}, got {tuple(out.shape)}")
+
+
 for _key in ("CPU", "CUDA"):
+    _library.impl("resident_hvp_", _native_cuda_sums.resident_hvp_, _key)
     _library.impl("sampler_step_at_", _native_cuda.sampler_step_, _key)
 _library.impl("normal_at_", _normal_cpu, "CPU")
 _library.impl("normal_at_", _normal_cuda, "CUDA")
 torch.library.register_fake("devinterp_fast::sampler_step_at_", _step_fake, lib=_library)
+torch.library.register_fake("devinterp_fast::resident_hvp_", _hvp_fake, lib=_library)
 torch.library.register_fake("devinterp_fast::normal_at_", _normal_fake, lib=_library)

@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from devinterp_fast import _cpu, _native, _native_cuda, _native_cuda_sums
+from devinterp_fast.curvature.resident import ResidentCurvature
 from devinterp_fast.errors import CudaError, DeviceError, DTypeError, ShapeError
 from devinterp_fast.sampling import native, resident
+from devinterp_fast.sampling.samplers import Sampler
 
 OP = torch.ops.devinterp_fast.sampler_step_at_.default
 SAMPLERS = tuple(_native_cuda.SAMPLERS)
@@ -37,7 +39,7 @@ def shimmed():
 def kernels(shimmed, monkeypatch):
     """The doors, led to the shim's kernels."""
     monkeypatch.setattr(_native_cuda, "_cuda", shimmed)
-    for door in (_native_cuda, resident):
+    for door in (_native_cuda, _native_cuda_sums, resident):
         monkeypatch.setattr(door, "stream_of", lambda _: 0)
     return shimmed
 
@@ -184,15 +186,40 @@ def test_noise_has_the_cpus_address(kernels, kind, dim):
 
 def test_a_thermostat_turns_towards_temperature_one(kernels):
     each = torch.tensor([0.01, 0.04], dtype=torch.float64)
-    friction, zeta = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([1.0, 2.0], dtype=torch.float64)
+    friction, zeta = torch.tensor([0.1, 0.2], dtype=torch.float64), torch.tensor([0.1, 0.2], dtype=torch.float64)
     settings = _native_cuda.coefficients("langevin", each, each, each, friction=friction)
     gauge = torch.tensor([20.0, 5.0], dtype=torch.float64)
-    _native_cuda.thermostat_(settings, zeta, gauge, each, friction, inertia=0.5, moving=10)
-    want = friction + each.sqrt() * (gauge / 10 - 1) / 0.5
+    _native_cuda.thermostat_(settings, zeta, gauge, friction, inertia=50.0, moving=10)
+    want = friction + (gauge / 10 - 1) / 50.0
     assert torch.equal(zeta, want)
-    x = 0.5 * want * each.sqrt()
+    x = 0.5 * want
     assert torch.equal(settings[:, 4], ((1 - x) / (1 + x)).float())
-    assert torch.equal(settings[:, 5], ((2 * friction * each.sqrt()).sqrt() / (1 + x)).float())
+    assert torch.equal(settings[:, 5], ((2 * friction).sqrt() / (1 + x)).float())
+
+
+def test_steps_with_a_thermostat_are_the_engines_chains(kernels):
+    program, center = captured("classifier")
+    chains, steps, dim = 3, 6, program.dim
+    each = torch.arange(1, chains + 1, dtype=torch.float64)
+    lr, localization, nbeta = 1e-4 * each, 3.0 / each, 20.0 * each
+    sampler = Sampler("sgnht", friction=0.05, inertia=7.0)
+    run = native.NativeRun(
+        program, draws=steps, burn_in=0, thin=1, lr=lr.numpy(), localization=localization.numpy(), nbeta=nbeta.numpy(),
+        center=center, seed=4, batches="full", sampler=sampler,
+    )  # fmt: skip
+    w, p = center.repeat(chains, 1), run.first[:, :dim].clone()
+    share = torch.full((chains,), 0.05, dtype=torch.float64)
+    zeta, settings = share.clone(), _native_cuda.coefficients("langevin", lr, localization, nbeta, friction=share)
+    sums = torch.zeros(4 * chains, dtype=torch.float64)
+    run.advance(steps)
+    for step in range(steps):
+        g = torch.stack([program.gradient(row)[1] for row in w])
+        _native_cuda.sampler_step_("langevin", w, [g], center, settings, torch.tensor([4, step]), p, sums=sums)
+        _native_cuda.thermostat_(settings, zeta, sums[chains : 2 * chains], share, inertia=7.0, moving=dim)
+        assert (sums[chains : 2 * chains] / dim).tolist() == run.gauge[:, step].tolist()
+    assert torch.equal(w, run.w)
+    assert torch.equal(p, run.first[:, :dim])
+    assert zeta.tolist() == run.thermostat.tolist()
 
 
 @pytest.mark.parametrize("dim", [1, 5, 33, 8200])
@@ -374,6 +401,65 @@ def test_what_does_not_fit_shared_memory_is_refused(kernels):
         resident.ResidentRun(program, center=center, batches="epoch", **given)
     with pytest.raises(ShapeError, match="mask: expected 83 elements, got 2"):
         resident.ResidentRun(program, center=center, mask=torch.ones(2), **given)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_hessian_products_are_the_curvatures(kernels, name, stacked):
+    program, center = captured(name, n=60)
+    draw = torch.Generator().manual_seed(5)
+    w = torch.stack([center, 1.1 * center]) if stacked else center
+    v = torch.randn(*w.shape[:-1], 3, program.dim, generator=draw)
+    found = ResidentCurvature(program, w, device="cpu").hvp(v)
+    assert torch.equal(found, program.curvature(w).hvp(v))
+
+
+def test_hessian_products_of_many_samples_agree_to_rounding(kernels):
+    program, center = captured("residual", n=700)
+    gpu = ResidentCurvature(program, center, device="cpu")
+    assert gpu.tile < program.n
+    v = torch.randn(2, program.dim, generator=torch.Generator().manual_seed(5))
+    exact = program.curvature(center.double()).hvp(v.double())
+    # the same terms in another order: the error is of the CPU's size
+    assert (gpu.hvp(v) - exact).norm() <= 2 * (program.curvature(center).hvp(v) - exact).norm()
+
+
+def test_the_product_op_passes_opcheck_and_checks_its_arguments(kernels):
+    program, center = captured("classifier", n=600)
+    curve = ResidentCurvature(program, center, device="cpu")
+    v = torch.randn(1, 2, program.dim)
+    rest = (curve._w, *curve._data, curve._frozen, curve._plan)
+    partial = torch.empty(2, *v.shape)
+    torch.library.opcheck(torch.ops.devinterp_fast.resident_hvp_.default, (torch.empty_like(v), v, *rest, partial))
+    hvp = _native_cuda_sums.resident_hvp_
+    with pytest.raises(
+        ShapeError, match=re.escape(f"partial: expected float32 (2, 1, 2, {program.dim}) on cpu, got none")
+    ):
+        hvp(torch.empty_like(v), v, *rest)
+    with pytest.raises(ShapeError, match="v: expected 93 columns, got 3"):
+        hvp(torch.empty(1, 2, 3), torch.zeros(1, 2, 3), *rest, torch.empty(2, 1, 2, 3))
+    with pytest.raises(DTypeError, match="v: expected float32"):
+        hvp(torch.empty_like(v), v.double(), *rest, partial)
+    with pytest.raises(ShapeError, match=re.escape("w: expected (93,) or (checkpoints, 93), got (3,)")):
+        ResidentCurvature(program, torch.zeros(3), device="cpu")
+
+
+def test_deep_linear_chains_of_a_thousand_parameters_fit(kernels):
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in range(4)))
+    x = torch.randn(300, 16)
+    program = native.capture(model, nn.MSELoss(), x, torch.randn(300, 16))
+    center = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    cpu, gpu = both(program, center, batch_size=256)
+    assert torch.equal(cpu.w, gpu.w)
+    assert cpu.loss.tobytes() == gpu.loss.numpy().tobytes()
+
+
+def test_a_loss_of_logits_is_refused(kernels):
+    x = torch.rand(50, 4)
+    program = native.capture(nn.Linear(4, 1), nn.BCEWithLogitsLoss(), x, (x[:, :1] > 0.5).float())
+    with pytest.raises(ValueError, match="program: expected a squared error or a cross-entropy of classes"):
+        ResidentCurvature(program, torch.zeros(5), device="cpu")
 
 
 def test_the_benchmark_says_that_there_is_no_gpu(capsys):

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -60,14 +61,14 @@ void bind_steps(py::module_& m) {
       "One step of `chains` rows; gradients = [(first, size, address, ld), ...].");
   m.def(
       "thermostat_f64",
-      [](int device, uintptr_t stream, uintptr_t gauge, int64_t moving, uintptr_t lr, uintptr_t friction,
-         double inertia, uintptr_t zeta, uintptr_t coefficients, int64_t chains) {
+      [](int device, uintptr_t stream, uintptr_t gauge, int64_t moving, uintptr_t friction, double inertia,
+         uintptr_t zeta, uintptr_t coefficients, int64_t chains) {
         return on(device, [&] {
-          return cuda::thermostat(at<const double>(gauge), moving, at<const double>(lr), at<const double>(friction),
-                                  inertia, at<double>(zeta), at<float>(coefficients), chains, at<void>(stream));
+          return cuda::thermostat(at<const double>(gauge), moving, at<const double>(friction), inertia,
+                                  at<double>(zeta), at<float>(coefficients), chains, at<void>(stream));
         });
       },
-      py::arg("device"), py::arg("stream"), py::arg("gauge"), py::arg("moving"), py::arg("lr"), py::arg("friction"),
+      py::arg("device"), py::arg("stream"), py::arg("gauge"), py::arg("moving"), py::arg("friction"),
       py::arg("inertia"), py::arg("zeta"), py::arg("coefficients"), py::arg("chains"),
       "Friction of langevin for the next step, of each chain.");
   m.def(
@@ -109,34 +110,35 @@ void bind_curvature(py::module_& m) {
       py::arg("inputs"), py::arg("outputs"), py::arg("bias"), py::arg("gram"), py::arg("ld"),
       "gram (samples, samples) += products of one layer's per-sample gradients.");
   m.def("orthogonalize_partial", &cuda::orthogonalize_partial, py::arg("chains"), py::arg("vectors"), py::arg("dim"),
-        "Doubles that orthogonalize_f32's `partial` must hold.");
+        "Doubles that `partial` must hold.");
   m.def(
       "orthogonalize_f32",
       [](int device, uintptr_t stream, uintptr_t basis, int64_t chain_ld, int64_t ld, int64_t chains, int64_t vectors,
-         int64_t dim, uintptr_t v, int64_t v_ld, uintptr_t partial, uintptr_t first, uintptr_t second,
-         uintptr_t square) {
+         int64_t dim, uintptr_t v, int64_t v_ld, uintptr_t partial, uintptr_t gram, int64_t gram_ld,
+         int64_t gram_chain_ld, uintptr_t coefficients) {
         return on(device, [&] {
-          return cuda::orthogonalize({at<const float>(basis), chain_ld, ld, chains, vectors, dim}, at<float>(v), v_ld,
-                                     at<double>(partial), at<double>(first), at<double>(second), at<double>(square),
-                                     at<void>(stream));
+          return cuda::orthogonalize(
+              {at<const float>(basis), chain_ld, ld, chains, vectors, dim}, at<float>(v), v_ld,
+              {at<double>(partial), at<double>(gram), gram_ld, gram_chain_ld, at<double>(coefficients)},
+              at<void>(stream));
         });
       },
       py::arg("device"), py::arg("stream"), py::arg("basis"), py::arg("chain_ld"), py::arg("ld"), py::arg("chains"),
-      py::arg("vectors"), py::arg("dim"), py::arg("v"), py::arg("v_ld"), py::arg("partial"), py::arg("first"),
-      py::arg("second"), py::arg("square"), "Two passes of Gram-Schmidt of each v against its basis.");
+      py::arg("vectors"), py::arg("dim"), py::arg("v"), py::arg("v_ld"), py::arg("partial"), py::arg("gram"),
+      py::arg("gram_ld"), py::arg("gram_chain_ld"), py::arg("coefficients"),
+      "Two passes of Gram-Schmidt of each v against its basis.");
   m.def(
       "normalize_f32",
       [](int device, uintptr_t stream, int64_t chains, int64_t vectors, int64_t dim, uintptr_t v, int64_t v_ld,
-         uintptr_t first, uintptr_t second, uintptr_t square, uintptr_t next, int64_t next_ld, uintptr_t alpha,
-         uintptr_t beta) {
+         uintptr_t partial, uintptr_t coefficients, uintptr_t next, int64_t next_ld, uintptr_t alpha, uintptr_t beta) {
         return on(device, [&] {
           return cuda::normalize({nullptr, 0, 0, chains, vectors, dim}, at<const float>(v), v_ld,
-                                 at<const double>(first), at<const double>(second), at<const double>(square),
-                                 at<float>(next), next_ld, at<double>(alpha), at<double>(beta), at<void>(stream));
+                                 {at<double>(partial), nullptr, 0, 0, at<double>(coefficients)}, at<float>(next),
+                                 next_ld, at<double>(alpha), at<double>(beta), at<void>(stream));
         });
       },
       py::arg("device"), py::arg("stream"), py::arg("chains"), py::arg("vectors"), py::arg("dim"), py::arg("v"),
-      py::arg("v_ld"), py::arg("first"), py::arg("second"), py::arg("square"), py::arg("next"), py::arg("next_ld"),
+      py::arg("v_ld"), py::arg("partial"), py::arg("coefficients"), py::arg("next"), py::arg("next_ld"),
       py::arg("alpha"), py::arg("beta"), "The next vector of each basis, and the scalars of Lanczos.");
 }
 
@@ -212,11 +214,14 @@ void bind_detector(py::module_& m) {
       "Sums over groups of channels, (rows, groups) each.");
 }
 
-// A Program laid out for a block's shared memory, from the tuples that _cpu.Program takes.
-cuda::ResidentPlan resident(const std::vector<std::array<int32_t, 4>>& values,
-                            const std::vector<std::pair<std::array<int64_t, 13>, double>>& ops,
-                            const std::tuple<int32_t, int32_t, double, int64_t>& loss, int64_t dim, int64_t total,
-                            int64_t batch) {
+using Values = std::vector<std::array<int32_t, 4>>;
+using Ops = std::vector<std::pair<std::array<int64_t, 13>, double>>;
+using Loss = std::tuple<int32_t, int32_t, double, int64_t>;
+
+// A Program for a block's shared memory, from the tuples that _cpu.Program takes: laid out by `plan`, which says why
+// not.
+template <class Layout, class Plan>
+Layout laid_out(const Values& values, const Ops& ops, const Loss& loss, Plan plan) {
   std::vector<dif::ProgramValue> v;
   for (const auto& x : values) v.push_back({x[0], x[1], x[2], x[3]});
   std::vector<dif::ProgramOp> o;
@@ -225,10 +230,65 @@ cuda::ResidentPlan resident(const std::vector<std::array<int32_t, 4>>& values,
     o.push_back({n(0), n(1), n(2), n(3), n(4), n(5), x[6], x[7], x[8], n(9), n(10), n(11), n(12), factor});
   }
   const auto [kind, prediction, factor, importance] = loss;
-  cuda::ResidentPlan plan;
-  const char* error = cuda::plan_resident(v, o, {kind, prediction, factor, importance}, dim, total, batch, plan);
+  Layout layout;
+  const char* error = plan(v, o, dif::ProgramLoss{kind, prediction, factor, importance}, layout);
   if (error) throw py::value_error(error);
-  return plan;
+  return layout;
+}
+
+cuda::ResidentPlan resident(const Values& values, const Ops& ops, const Loss& loss, int64_t dim, int64_t total,
+                            int64_t batch) {
+  return laid_out<cuda::ResidentPlan>(values, ops, loss, [&](const auto& v, const auto& o, const auto& l, auto& plan) {
+    return cuda::plan_resident(v, o, l, dim, total, batch, plan);
+  });
+}
+
+cuda::ResidentProducts products(const Values& values, const Ops& ops, const Loss& loss, int64_t dim, int64_t total) {
+  return laid_out<cuda::ResidentProducts>(values, ops, loss,
+                                          [&](const auto& v, const auto& o, const auto& l, auto& plan) {
+                                            return cuda::plan_products(v, o, l, dim, total, plan);
+                                          });
+}
+
+void bind_products(py::module_& m) {
+  using Products = cuda::ResidentProducts;
+  py::class_<Products>(m, "ResidentProducts", py::module_local(),
+                       "Products with the Hessian of a small Program that run in shared memory.")
+      .def(py::init(&products), py::arg("values"), py::arg("ops"), py::arg("loss"), py::arg("dim"), py::arg("total"))
+      .def_static(
+          "unpacked",
+          [](uintptr_t address) {
+            Products plan;
+            std::memcpy(&plan, at<const void>(address), sizeof plan);
+            return plan;
+          },
+          py::arg("address"), "What `packed` gave, from the processor's memory.")
+      .def(
+          "packed", [](const Products& p) { return py::bytes(reinterpret_cast<const char*>(&p), sizeof p); },
+          "The plan as bytes.")
+      .def("segments", &cuda::product_segments, py::arg("n"), "Parts that n samples are summed in.")
+      .def_property_readonly("shared_bytes", [](const Products& p) { return p.values.shared_bytes; })
+      .def_readonly("tile", &Products::tile, "Samples at a time.")
+      .def_readonly("group", &Products::group, "Probes at a time.")
+      .def_property_readonly("dim", [](const Products& p) { return p.values.dim; })
+      .def(
+          "run",
+          [](const Products& plan, int device, uintptr_t stream, uintptr_t x, uintptr_t y, uintptr_t classes,
+             int64_t x_size, int64_t y_size, int64_t class_size, int64_t n, uintptr_t w, int64_t w_ld, uintptr_t frozen,
+             uintptr_t v, uintptr_t out, uintptr_t partial, int64_t checkpoints, int64_t probes) {
+            return on(device, [&] {
+              return cuda::resident_products(
+                  plan,
+                  {at<const float>(x), at<const float>(y), at<const int32_t>(classes), x_size, y_size, class_size, n},
+                  {at<const float>(w), w_ld, at<const float>(frozen), at<const float>(v), at<float>(out),
+                   at<float>(partial), checkpoints, probes},
+                  at<void>(stream));
+            });
+          },
+          py::arg("device"), py::arg("stream"), py::arg("x"), py::arg("y"), py::arg("classes"), py::arg("x_size"),
+          py::arg("y_size"), py::arg("class_size"), py::arg("n"), py::arg("w"), py::arg("w_ld"), py::arg("frozen"),
+          py::arg("v"), py::arg("out"), py::arg("partial"), py::arg("checkpoints"), py::arg("probes"),
+          "out = H v, both (checkpoints, probes, dim).");
 }
 
 void bind_resident(py::module_& m) {
@@ -300,4 +360,5 @@ PYBIND11_MODULE(_cuda, m) {
   bind_curvature(m);
   bind_detector(m);
   bind_resident(m);
+  bind_products(m);
 }

@@ -37,6 +37,15 @@ DIF_INLINE float float_of(uint32_t u) {
   return x;
 }
 
+// A product that no flag fuses with the sum around it.
+DIF_INLINE double product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // `Tag` keeps the symbols of one translation unit apart from those of another built for more instructions.
 template <int N, class Tag>
 struct PortableLanes {

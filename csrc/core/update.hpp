@@ -4,9 +4,11 @@
 //   force = nbeta g,  d = grad U = nbeta g + localization (w - center),  g the gradient of the mean loss.
 // A sampler is a struct of coefficients whose `step` moves one coordinate's `states` numbers, w first, by one unit of
 // noise z. Where `noise` is false, z is not read. `weight` is what d and force are weighted with in the two sums that
-// measure the step: sum weight d . force and sum weight d . d.
+// measure the step: sum weight d . force and sum weight d . d, the latter of momenta (`gauge_is_square`) sum p . p.
 // Source: Welling, Teh (2011) for SGLD; Lau, Furman, Wang, Murfet, Wei (2023) for the localized form.
 #pragma once
+#include <cmath>
+
 #include "lanes.hpp"
 
 namespace dif {
@@ -29,6 +31,7 @@ DIF_INLINE typename L::F sgld(typename L::F w, typename L::F g, typename L::F ce
 // SGLD: w <- w - (lr / 2) d + sqrt(lr) z.
 struct Sgld {
   static constexpr int states = 1;  // w
+  static constexpr bool gauge_is_square = false;
   SgldCoefficients k;
   template <class L, bool noise>
   DIF_INLINE void step(typename L::F (&s)[1], typename L::F g, typename L::F center, typename L::F z,
@@ -47,6 +50,7 @@ struct Sgld {
 // Source: Leimkuhler, Matthews (2013); Chen, Fox, Guestrin (2014) for the stochastic gradient.
 struct Langevin {
   static constexpr int states = 2;  // w, p
+  static constexpr bool gauge_is_square = true;
   float nbeta, localization, minus_kick, half_move, keep, noise_size;
   template <class L, bool noise>
   DIF_INLINE void step(typename L::F (&s)[2], typename L::F g, typename L::F center, typename L::F z,
@@ -63,6 +67,19 @@ struct Langevin {
   }
 };
 
+// Friction zeta (a thermostat's) and the noise of `friction` balance where they are equal, by Cayley's form of the
+// exponential; both are shares of a step, and x = max(-1/2, zeta / 2) keeps the momentum from being turned around:
+//   keep = (1 - x) / (1 + x),  noise^2 = 2 friction / (1 + x)^2
+DIF_INLINE void balance(double zeta, double friction, float& keep, float& noise_size) {
+  const double half = 0.5 * zeta, x = half > -0.5 ? half : -0.5;
+  keep = static_cast<float>((1.0 - x) / (1.0 + x));
+  noise_size = static_cast<float>(std::sqrt(2.0 * friction) / (1.0 + x));
+}
+// The thermostat's turn after a step: the mean square momentum is to be 1.
+DIF_INLINE double thermostat_turn(double zeta, double temperature, double inertia) {
+  return zeta + (temperature - 1.0) / inertia;
+}
+
 // SGLD in a diagonal metric learned from the gradients (RMSprop; Adam where beta1 > 0):
 //   m <- beta1 m + (1 - beta1) g,  v <- beta2 v + (1 - beta2) g^2,  G = 1 / (sqrt(v) + epsilon)
 //   w <- w - (lr / 2) G (nbeta m + localization (w - center)) + sqrt(lr G) z
@@ -71,6 +88,7 @@ struct Langevin {
 // Source: Li, Chen, Carlson, Carin (2016).
 struct Preconditioned {
   static constexpr int states = 3;  // w, m, v
+  static constexpr bool gauge_is_square = false;
   float nbeta, localization, minus_half_lr, lr, beta1, rest1, beta2, rest2, epsilon;
   template <class L, bool noise>
   DIF_INLINE void step(typename L::F (&s)[3], typename L::F g, typename L::F center, typename L::F z,

@@ -152,7 +152,13 @@ DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float*
     }
     for (int k = 0; k < Step::states; ++k) V::store(state[k] + i * V::width, next[k]);
     sum.work[i % sums] = V::fma(weight, force, sum.work[i % sums]);
-    sum.square[i % sums] = V::fma(weight, drift, sum.square[i % sums]);
+    if constexpr (Step::gauge_is_square) {
+      F p = next[Step::states - 1];
+      if (masked) p = V::select(V::load_mask(mask + i * V::width), p, V::set(0.0f));
+      sum.square[i % sums] = V::fma(p, p, sum.square[i % sums]);
+    } else {
+      sum.square[i % sums] = V::fma(weight, drift, sum.square[i % sums]);
+    }
   }
 }
 

@@ -19,7 +19,7 @@ struct StepArrays {
   const uint8_t* mask;
 };
 
-// sum weight d . (nbeta g) and sum weight d . d (core/update.hpp)
+// sum weight d . (nbeta g) and sum weight d . d, of langevin sum p . p (core/update.hpp)
 struct StepSums {
   double work, square;
 };

@@ -137,16 +137,18 @@ class Mover {
     return all;
   }
 
-  // Friction zeta (the thermostat) and the noise of `friction` balance where they are equal, by Cayley's form of the
-  // exponential: keep = (1 - x) / (1 + x), noise^2 = 2 friction / (1 + x)^2, x = zeta / 2; both are shares of a step.
   StepReport langevin(int64_t c, double nbeta, double localization, double h, const Address& noise) {
     double& zeta = settings_.thermostat[c];
-    const double x = std::max(-0.5, 0.5 * zeta), size = std::sqrt(2.0 * settings_.friction[c]) / (1.0 + x);
-    const Langevin k{static_cast<float>(nbeta),   static_cast<float>(localization),          static_cast<float>(-h),
-                     static_cast<float>(0.5 * h), static_cast<float>((1.0 - x) / (1.0 + x)), static_cast<float>(size)};
+    Langevin k{static_cast<float>(nbeta),
+               static_cast<float>(localization),
+               static_cast<float>(-h),
+               static_cast<float>(0.5 * h),
+               0.0f,
+               0.0f};
+    balance(zeta, settings_.friction[c], k.keep, k.noise_size);
     const StepSums s = each_block(kernels().langevin, k, noise, true);
-    const double temperature = square(first_) / static_cast<double>(at_.moving);
-    if (settings_.inertia > 0.0) zeta += (temperature - 1.0) / settings_.inertia;
+    const double temperature = s.square / static_cast<double>(at_.moving);
+    if (settings_.inertia > 0.0) zeta = thermostat_turn(zeta, temperature, settings_.inertia);
     return {s.work, temperature};
   }
 

@@ -1,7 +1,6 @@
 #include "cpu/update.hpp"
 
 #include <cmath>
-#include <type_traits>
 #include <vector>
 
 #include "core/philox.hpp"
@@ -45,18 +44,6 @@ void add_up(const std::vector<StepSums>& part, int64_t chains, double* work, dou
   }
 }
 
-// sum x^2 in the order of core/blocks.hpp, over the coordinates that the mask moves.
-double square(const float* x, const uint8_t* mask, int64_t first, int64_t size) {
-  float sums[running_sums] = {};
-  for (int64_t i = 0; i < size; ++i) {
-    float& sum = sums[(first + i) % running_sums];
-    if (!mask || mask[i] != 0) sum = fma1(x[i], x[i], sum);
-  }
-  double total = 0.0;
-  for (float sum : sums) total += static_cast<double>(sum);
-  return total;
-}
-
 template <class Step>
 void step_all(StepSums (*kernel)(const StepArrays&, int64_t, int64_t, const Step&, Address, bool),
               const SgldBlock& block, const StateRows& rows, const SgldTensor* tensors, int64_t tensor_count,
@@ -75,12 +62,9 @@ void step_all(StepSums (*kernel)(const StepArrays&, int64_t, int64_t, const Step
                             piece.tensor->g + c * piece.tensor->g_ld + piece.first - piece.tensor->first,
                             block.center + c * block.center_ld + piece.first,
                             block.mask ? block.mask + c * block.mask_ld + piece.first : nullptr};
-        StepSums& sums = part[static_cast<size_t>(p * block.chains + c)];
-        sums = kernel(at, piece.first, piece.size, coefficients[c],
-                      {seed, first_chain + static_cast<uint32_t>(c), step, update_noise}, noise);
-        if (std::is_same<Step, Langevin>::value && gauge) {
-          sums.square = square(at.state[1], at.mask, piece.first, piece.size);
-        }
+        part[static_cast<size_t>(p * block.chains + c)] =
+            kernel(at, piece.first, piece.size, coefficients[c],
+                   {seed, first_chain + static_cast<uint32_t>(c), step, update_noise}, noise);
       }
     }
   });

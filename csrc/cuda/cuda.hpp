@@ -72,12 +72,11 @@ int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains);
 const char* sampler_step(Sampler, const Chains&, const Gradient* gradients, int64_t count, const float* coefficients,
                          const Clock&, bool noise, const Statistics&, void* stream);
 
-// A thermostat's turn between two steps of langevin, for each chain, h = sqrt(lr):
-//   zeta <- zeta + h (gauge / moving - 1) / inertia,  x = max(-1/2, zeta h / 2)
-//   keep = (1 - x) / (1 + x),  noise = sqrt(2 friction h) / (1 + x), written to the chain's coefficients
-// gauge, lr, friction, zeta (chains); moving: coordinates that the mask moves.
-const char* thermostat(const double* gauge, int64_t moving, const double* lr, const double* friction, double inertia,
-                       double* zeta, float* coefficients, int64_t chains, void* stream);
+// A thermostat's turn between two steps of langevin, for each chain (core/update.hpp):
+//   zeta <- zeta + (gauge / moving - 1) / inertia;  keep and noise of the chain's coefficients follow
+// gauge, friction, zeta (chains); moving: coordinates that the mask moves. Same bits as the CPU's engine.
+const char* thermostat(const double* gauge, int64_t moving, const double* friction, double inertia, double* zeta,
+                       float* coefficients, int64_t chains, void* stream);
 
 // out (chains, size; row stride ld) <- numbers whose address is (seed; coordinate, first_chain + row, step,
 // stream_number). signs: 1 or -1, the sign being the word's highest bit. words: Philox words, their bits in the floats'
@@ -142,16 +141,21 @@ struct Basis {
   const float* q;
   int64_t chain_ld, ld, chains, vectors, dim;
 };
-// Doubles that `partial` must hold.
+// What the projections onto a basis leave behind, from one vector to the next.
+struct Projection {
+  double* partial;  // `orthogonalize_partial` doubles, whatever they are
+  double* gram;     // (chains, ., .): products of the vectors; a call writes the row and column of the last
+  int64_t gram_ld, gram_chain_ld;
+  double* coefficients;  // (chains, vectors), of both passes together
+};
 int64_t orthogonalize_partial(int64_t chains, int64_t vectors, int64_t dim);
-// v (chains, dim; row stride v_ld) <- v less its part in the basis, by two passes whose products are first and second
-// (chains, vectors); square (chains) <- |v|^2 of what is left.
-const char* orthogonalize(const Basis&, float* v, int64_t v_ld, double* partial, double* first, double* second,
-                          double* square, void* stream);
-// next (chains, dim; row stride next_ld) <- v / |v|, 0 where |v| is; beta (chains) <- |v|; alpha (chains) <- the last
-// products of both passes, the diagonal of Lanczos if v came from the last vector.
-const char* normalize(const Basis&, const float* v, int64_t v_ld, const double* first, const double* second,
-                      const double* square, float* next, int64_t next_ld, double* alpha, double* beta, void* stream);
+// v (chains, dim; row stride v_ld) <- v less its part in the basis, by two passes of Gram-Schmidt. The rows of gram of
+// all vectors but the last must be there. With `normalize`, the bits of the CPU's Gram-Schmidt.
+const char* orthogonalize(const Basis&, float* v, int64_t v_ld, const Projection&, void* stream);
+// After `orthogonalize`: next (chains, dim; row stride next_ld; or null) <- v / |v|, 0 where |v| is; beta (chains) <-
+// |v|; alpha (chains) <- the last coefficient, the diagonal of Lanczos if v came from the last vector.
+const char* normalize(const Basis&, const float* v, int64_t v_ld, const Projection&, float* next, int64_t next_ld,
+                      double* alpha, double* beta, void* stream);
 
 // A Program of narrow layers, laid out in a block's shared memory. Rows are of values (row, stride samples); other
 // places are in floats from the beginning of the pool.
@@ -164,7 +168,7 @@ struct ResidentOp {
   float factor;
 };
 constexpr size_t resident_ops = 24;
-constexpr int64_t resident_shared = 99 * 1024 - 1024;  // bytes; what every architecture from 8.0 on has
+constexpr int64_t resident_shared = 227 * 1024 - 1024;  // bytes of the largest block, on 9.0 and 10.0; launchers ask
 struct ResidentPlan {
   int32_t count, loss_kind, prediction, prediction_d, width, tied;
   int64_t importance, dim, total, stride;
@@ -202,5 +206,31 @@ struct ResidentRun {
 // Advances every chain by `steps` steps from step clock.step. Same bits as the CPU's engine.
 const char* run_resident(const ResidentPlan&, const ResidentData&, const ResidentRun&, const Clock&, int64_t steps,
                          void* stream);
+
+// Products with the Hessian of such a Program's mean loss, by the R-operator: `tile` samples and `group` probes of one
+// checkpoint at a time in a block's shared memory. `values` lays out values and gradients, whose rows (of tile + 1
+// floats) the tangents of each probe repeat; bent: first row of act''(z) dy of each operation, or -1.
+struct ResidentProducts {
+  ResidentPlan values;
+  int32_t rows, tile, group, loss_d;  // loss_d: first row of a kept gradient by the prediction, behind `rows`; or -1
+  int32_t bent[resident_ops];
+  int64_t v_at, out_at, tangents_at;
+};
+const char* plan_products(const std::vector<ProgramValue>&, const std::vector<ProgramOp>&, const ProgramLoss&,
+                          int64_t dim, int64_t total, ResidentProducts&);
+// Parts that the n samples are summed in: a function of the plan and n alone.
+int64_t product_segments(const ResidentProducts&, int64_t n);
+
+struct ProductArrays {
+  const float* w;  // (checkpoints, dim; row stride w_ld)
+  int64_t w_ld;
+  const float* frozen;   // (total - dim)
+  const float* v;        // (checkpoints, probes, dim)
+  float *out, *partial;  // out alike, not overlapping v; partial (segments, ...) alike, null for one segment
+  int64_t checkpoints, probes;
+};
+// out = H v. Same bits as the CPU's Curvature where one tile holds all samples; beyond, that differs by the place where
+// its blocks end, so by rounding.
+const char* resident_products(const ResidentProducts&, const ResidentData&, const ProductArrays&, void* stream);
 
 }  // namespace dif::cuda

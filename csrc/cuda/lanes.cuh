@@ -7,15 +7,6 @@
 
 namespace dif::cuda {
 
-// Products of doubles that no flag fuses with the sum around them.
-DIF_INLINE double product(double a, double b) {
-#if defined(__CUDA_ARCH__)
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
 struct ThreadLane {
   static constexpr int width = 1;
   static constexpr bool own_math = true;

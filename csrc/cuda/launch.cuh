@@ -31,6 +31,16 @@ inline const char* launched() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+// Lets a kernel's blocks have so much shared memory. Null, or why they cannot.
+template <class Kernel>
+const char* allow_shared(Kernel kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return nullptr;
+  const auto most = static_cast<int>(bytes);
+  if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most) == cudaSuccess) return nullptr;
+  cudaGetLastError();  // said once, here
+  return "program: its chains need more shared memory than a block of this device can have";
+}
+
 // A warp's running sums in one double, in the order of the lanes.
 __device__ __forceinline__ double ordered_sum(float sum) {
   double total = 0.0;

@@ -1,5 +1,6 @@
 // Mean and scatter of every chain's draws, kept as they come: core/moments.hpp for each coordinate.
 #include "core/blocks.hpp"
+#include "core/moments.hpp"
 #include "cuda/cuda.hpp"
 #include "cuda/lanes.cuh"
 #include "cuda/launch.cuh"
@@ -7,13 +8,6 @@
 namespace dif::cuda {
 
 constexpr int threads = 256;
-
-//   mean_n = mean_(n-1) + (w - mean_(n-1)) / n,   scatter_n = scatter_(n-1) + (w - mean_(n-1)) (w - mean_n)
-DIF_INLINE void add_draw(double n, double w, double& mean, double& scatter) {
-  const double off = w - mean;
-  mean += off / n;
-  scatter += product(off, w - mean);
-}
 
 // Block p * chains + c takes coordinates p * block_size ... of chain c; a thread four at a time.
 __global__ void __launch_bounds__(threads) moments_kernel(Moments m, const int64_t* draws) {

@@ -155,11 +155,7 @@ const char* run_resident(const ResidentPlan& plan, const ResidentData& data, con
   if (run.chains <= 0 || steps <= 0) return nullptr;
   if (run.chains > most_blocks) return too_many_blocks;
   const auto bytes = static_cast<size_t>(plan.shared_bytes);
-  if (bytes > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-    if (error != cudaSuccess) return cudaGetErrorString(error);
-  }
+  if (const char* error = allow_shared(resident_kernel, bytes)) return error;
   DIF_LAUNCH(resident_kernel, static_cast<unsigned>(run.chains), resident_threads, bytes, stream, plan, data, run,
              clock, steps);
   return launched();

@@ -8,6 +8,7 @@ namespace {
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
+constexpr int64_t products_shared = 98 * 1024;  // bytes; what every architecture from 8.0 on has
 constexpr int64_t widest = 32, most_parameters = 4096, most_samples = 256;  // of the CPU's small layout
 
 bool is_tied(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops, const ProgramLoss& loss,
@@ -21,16 +22,18 @@ bool is_tied(const std::vector<ProgramValue>& values, const std::vector<ProgramO
          cols(in.out) == cols(up.out) && loss.kind == loss_squared;
 }
 
-}  // namespace
-
-const char* plan_resident(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
-                          const ProgramLoss& loss, int64_t dim, int64_t total, int64_t batch, ResidentPlan& plan) {
+// Rows of values and gradients and the operations on them; `rows`: how many. Null, or why it does not fit.
+const char* lay_rows(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
+                     const ProgramLoss& loss, int64_t dim, int64_t total, ResidentPlan& plan, int32_t& rows) {
   plan = ResidentPlan{};
+  rows = 0;
   if (ops.size() > resident_ops) return "program: expected at most 24 operations";
+  if (loss.kind != loss_squared && loss.kind != loss_cross_entropy) {
+    return "program: expected a squared error or a cross-entropy of classes";
+  }
   if (dim > most_parameters) return "program: expected at most 4096 trainable parameters";
   std::vector<int32_t> place(values.size()), grad(values.size(), -1);
   std::vector<char> needs(values.size(), 0), written(values.size(), 0);
-  int32_t rows = 0;
   for (size_t v = 0; v < values.size(); ++v) {
     if (values[v].rows != 1 || values[v].base >= 0) return "program: expected one row a sample";
     if (values[v].cols > widest) return "program: expected values of at most 32 columns";
@@ -88,25 +91,75 @@ const char* plan_resident(const std::vector<ProgramValue>& values, const std::ve
   plan.width = values[prediction].cols;
   plan.importance = loss.importance;
   plan.loss_factor = loss.factor;
-  plan.tied = is_tied(values, ops, loss, dim) ? 1 : 0;
   plan.dim = dim;
   plan.total = total;
+  return nullptr;
+}
+
+// Places in the pool, one behind the other; in floats.
+struct Room {
+  int64_t taken = 0;
+  int64_t take(int64_t floats) {
+    const int64_t here = taken;
+    taken += round16(floats);
+    return here;
+  }
+};
+
+}  // namespace
+
+const char* plan_resident(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
+                          const ProgramLoss& loss, int64_t dim, int64_t total, int64_t batch, ResidentPlan& plan) {
+  int32_t rows;
+  if (const char* error = lay_rows(values, ops, loss, dim, total, plan, rows)) return error;
+  plan.tied = is_tied(values, ops, loss, dim) ? 1 : 0;
   plan.ops[1].apart = plan.tied;
   plan.stride = std::min(most_samples, round16(batch));
-  int64_t at = 0;
-  const auto take = [&at](int64_t floats) {
-    const int64_t here = at;
-    at += round16(floats);
-    return here;
-  };
-  plan.w_at = take(total);
-  plan.g_at = take(dim);
-  plan.acc_at = take(16 * dim * (plan.tied ? 2 : 1));
-  plan.index_at = take(batch);
-  plan.loss_at = take(plan.stride);
-  plan.values_at = take(rows * plan.stride);
-  plan.shared_bytes = 4 * at;
+  Room room;
+  plan.w_at = room.take(total);
+  plan.g_at = room.take(dim);
+  plan.acc_at = room.take(16 * dim * (plan.tied ? 2 : 1));
+  plan.index_at = room.take(batch);
+  plan.loss_at = room.take(plan.stride);
+  plan.values_at = room.take(rows * plan.stride);
+  plan.shared_bytes = 4 * room.taken;
   return plan.shared_bytes <= resident_shared ? nullptr : "program: expected one whose batch fits shared memory";
+}
+
+// Shared memory of a tile, for so many probes.
+static int64_t place_products(ResidentProducts& plan, int64_t tile, int64_t group) {
+  const int64_t rows = plan.rows, losses = plan.loss_d < 0 ? 0 : plan.values.width;
+  plan.tile = static_cast<int32_t>(tile);
+  plan.group = static_cast<int32_t>(group);
+  Room room;
+  plan.values.w_at = room.take(plan.values.total);
+  plan.v_at = room.take(group * plan.values.dim);
+  plan.out_at = room.take(group * plan.values.dim);
+  plan.values.index_at = room.take(tile);
+  plan.values.loss_at = room.take(tile);
+  plan.values.values_at = room.take((rows + losses) * (tile + 1));
+  plan.tangents_at = room.take(group * rows * (tile + 1));
+  return plan.values.shared_bytes = 4 * room.taken;
+}
+
+const char* plan_products(const std::vector<ProgramValue>& values, const std::vector<ProgramOp>& ops,
+                          const ProgramLoss& loss, int64_t dim, int64_t total, ResidentProducts& plan) {
+  if (const char* error = lay_rows(values, ops, loss, dim, total, plan.values, plan.rows)) return error;
+  for (size_t i = 0; i < ops.size(); ++i) {
+    const ResidentOp& op = plan.values.ops[i];
+    plan.bent[i] = -1;
+    if (op.activation <= act_relu || op.out_d < 0) continue;
+    plan.bent[i] = plan.rows;
+    plan.rows += op.height;
+  }
+  plan.loss_d = loss.kind == loss_cross_entropy ? plan.rows : -1;
+  // Many probes share one forward and backward pass, but samples keep threads at work: 32 of them come first.
+  for (int64_t group = 4; group > 0; group /= 2) {
+    for (int64_t tile = most_samples; tile >= (group > 1 ? 32 : 16); tile -= 16) {
+      if (place_products(plan, tile, group) <= products_shared) return nullptr;
+    }
+  }
+  return "program: expected one whose products fit shared memory";
 }
 
 }  // namespace dif::cuda

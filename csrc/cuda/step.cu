@@ -1,7 +1,4 @@
 // One step of many chains, for each sampler of core/update.hpp.
-#include <cmath>
-#include <type_traits>
-
 #include "core/update.hpp"
 #include "cuda/update.cuh"
 
@@ -16,7 +13,7 @@ __global__ void __launch_bounds__(sums ? workers + warp : workers)
     step_kernel(Chains block, Tensors tensors, const Step* coefficients, Clock clock, bool noise, double* partial,
                 int64_t all_pieces) {
   constexpr int states = Step::states;
-  constexpr bool gauge_is_square = std::is_same<Step, Langevin>::value;
+  constexpr bool gauge_is_square = Step::gauge_is_square;
   DIF_SHARED(Factors, factors, sums ? 2 : 1);
   const int64_t index = blockIdx.x, chain = index % block.chains, number = index / block.chains;
   const Piece piece = find_piece(tensors, number);
@@ -111,15 +108,12 @@ __global__ void __launch_bounds__(workers)
 
 // A thread for each chain.
 __global__ void __launch_bounds__(workers)
-    thermostat_kernel(const double* gauge, double moving, const double* lr, const double* friction, double inertia,
-                      double* zeta, Langevin* coefficients, int64_t chains) {
+    thermostat_kernel(const double* gauge, double moving, const double* friction, double inertia, double* zeta,
+                      Langevin* coefficients, int64_t chains) {
   const int64_t c = static_cast<int64_t>(blockIdx.x) * workers + threadIdx.x;
   if (c >= chains) return;
-  const double h = sqrt(lr[c]);
-  zeta[c] += product(h, gauge[c] / moving - 1.0) / inertia;
-  const double half = product(product(0.5, zeta[c]), h), x = half > -0.5 ? half : -0.5;
-  coefficients[c].keep = static_cast<float>((1.0 - x) / (1.0 + x));
-  coefficients[c].noise_size = static_cast<float>(sqrt(product(product(2.0, friction[c]), h)) / (1.0 + x));
+  zeta[c] = thermostat_turn(zeta[c], gauge[c] / moving, inertia);
+  balance(zeta[c], friction[c], coefficients[c].keep, coefficients[c].noise_size);
 }
 
 int64_t partial_sums(const Gradient* gradients, int64_t count, int64_t chains) {
@@ -175,13 +169,12 @@ const char* sampler_step(Sampler sampler, const Chains& block, const Gradient* g
   return "no such sampler";
 }
 
-const char* thermostat(const double* gauge, int64_t moving, const double* lr, const double* friction, double inertia,
-                       double* zeta, float* coefficients, int64_t chains, void* stream) {
+const char* thermostat(const double* gauge, int64_t moving, const double* friction, double inertia, double* zeta,
+                       float* coefficients, int64_t chains, void* stream) {
   if (chains <= 0) return nullptr;
   if ((chains + workers - 1) / workers > most_blocks) return too_many_blocks;
   DIF_LAUNCH(thermostat_kernel, static_cast<unsigned>((chains + workers - 1) / workers), workers, 0, stream, gauge,
-             static_cast<double>(moving), lr, friction, inertia, zeta, reinterpret_cast<Langevin*>(coefficients),
-             chains);
+             static_cast<double>(moving), friction, inertia, zeta, reinterpret_cast<Langevin*>(coefficients), chains);
   return launched();
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import cases_detector
+import cases_products
 import cases_resident
 import cases_step
 import cases_sums
@@ -23,4 +24,5 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "detector": cases_detector.follow,
     "groups": cases_detector.reduce,
     "resident": cases_resident.resident,
+    "products": cases_products.products,
 }

@@ -106,8 +106,8 @@ def thermostat() -> Iterator[Case]:
     """The formula of ``_native_cuda.thermostat_`` in float64, operation by operation."""
     for chains in (1, 5, 300):
         random = np.random.default_rng(chains)
-        gauge, lr, friction, zeta = (uniform(random, chains, scale=s) for s in (20.0, 1e-2, 3.0, 2.0))
-        zeta -= 40.0 * (random.random(chains) < 0.2)  # beyond where keep is capped
+        gauge, friction, zeta = (uniform(random, chains, scale=s) for s in (20.0, 0.3, 0.2))
+        zeta -= 4.0 * (random.random(chains) < 0.2)  # beyond where keep is capped
         settings = normal(random, chains, 6)
         call = Call(
             "thermostat_f64",
@@ -116,7 +116,6 @@ def thermostat() -> Iterator[Case]:
                 "stream": 0,
                 "gauge": gauge,
                 "moving": 7,
-                "lr": lr,
                 "friction": friction,
                 "inertia": 0.3,
                 "zeta": zeta,
@@ -124,12 +123,11 @@ def thermostat() -> Iterator[Case]:
                 "chains": chains,
             },
         )
-        h = np.sqrt(lr)
-        zeta_after = zeta + h * (gauge / 7.0 - 1.0) / 0.3
-        x = np.maximum(-0.5, 0.5 * zeta_after * h)
+        zeta_after = zeta + (gauge / 7.0 - 1.0) / 0.3
+        x = np.maximum(-0.5, 0.5 * zeta_after)
         after = settings.copy()
         after[:, 4] = (1.0 - x) / (1.0 + x)
-        after[:, 5] = np.sqrt(2.0 * friction * h) / (1.0 + x)
+        after[:, 5] = np.sqrt(2.0 * friction) / (1.0 + x)
         yield Case(f"thermostat {chains}", call, expected(call, {"zeta": zeta_after, "coefficients": after}))
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
+from builds import kernels
 from case import SIZES, Case, aligned, expected, normal, rows, uniform
 from ptx_arithmetic import fma32
-from shim import Call
+from shim import Call, Library
+
+from devinterp_fast import _cpu
 
 HERE = {"device": 0, "stream": 0}
-BLOCK, SUMS = 8192, 32
-"""csrc/core/blocks.hpp"""
+BLOCK, TILE = 8192, 2048
+"""csrc/core/blocks.hpp; what lanczos.cu works on at a time"""
+
+
+@cache
+def library() -> Library:
+    return Library(kernels(), module="_cuda")
 
 
 def moments() -> Iterator[Case]:
@@ -72,76 +81,78 @@ def gram() -> Iterator[Case]:
         yield Case(f"gram {samples}", call, expected(call, {"gram": after}), samples in (5, 17))
 
 
-def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sums over the last dimension in the order of core/blocks.hpp: float32 sums i mod 32, then doubles."""
-    total = np.zeros(a.shape[:-1])
-    for start in range(0, a.shape[-1], BLOCK):
-        sums = np.zeros((*a.shape[:-1], SUMS), np.float32)
-        for at in range(start, min(start + BLOCK, a.shape[-1]), SUMS):
-            stop = min(at + SUMS, a.shape[-1])
-            n = stop - at
-            sums[..., :n] = fma32(a[..., at:stop], b[..., at:stop], sums[..., :n])
-        block = np.zeros(a.shape[:-1])
-        for i in range(SUMS):
-            block += sums[..., i].astype(np.float64)
-        total += block
-    return total
-
-
-def subtract(v: np.ndarray, basis: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    for j in range(basis.shape[1]):
-        v = fma32(-coefficients[:, j, None].astype(np.float32), basis[:, j], v)
-    return v
-
-
 def orthogonalize() -> Iterator[Case]:
-    """Two passes of classical Gram-Schmidt, and the length of what is left."""
+    """Two passes of classical Gram-Schmidt, the products' newest row, and what is left of the vector: the CPU's own."""
     plans = [(1, 1, 0), (3, 2, 1), (5, 2, 2), (31, 3, 4), (33, 5, 3), (257, 1, 9), (4003, 2, 2), (8193, 2, 3)]
     for number, (size, chains, vectors) in enumerate([*plans, (40, 1, 260)]):
         random = np.random.default_rng(number)
-        basis = normal(random, chains, max(vectors, 1), -(-size // 32) * 32)
-        q, v = basis[:, :vectors, :size] * np.float32(0.1), rows(normal(random, chains, size), number % 2 == 0)
-        basis[:, :vectors, :size] = q
-        partial = aligned(np.full(-(-size // BLOCK) * chains * max(vectors, 1), np.nan))
-        first, second = (aligned(np.full((chains, max(vectors, 1)), np.nan)) for _ in range(2))
-        square = aligned(np.zeros(chains))
+        room = max(vectors, 1)
+        basis = normal(random, chains, room, -(-size // 32) * 32)
+        basis[:, :, :size] *= np.float32(0.1)
+        v = rows(normal(random, chains, size), number % 2 == 0)
+        gram = aligned(basis[:, :, :size].astype(np.float64) @ basis[:, :, :size].astype(np.float64).swapaxes(1, 2))
+        gram[:, -1] = gram[:, :, -1] = np.nan
+        tiles, blocks = -(-size // TILE), -(-size // BLOCK)
+        partial = aligned(np.full(chains * (2 * tiles * room + blocks), np.nan))
+        c = aligned(np.full((chains, room), np.nan))
         call = Call(
             "orthogonalize_f32",
             {**HERE, "basis": basis, "chain_ld": basis[0].size, "ld": basis.shape[2], "chains": chains}
-            | {"vectors": vectors, "dim": size, "v": v, "v_ld": v.shape[1], "partial": partial, "first": first}
-            | {"second": second, "square": square},
+            | {"vectors": vectors, "dim": size, "v": v, "v_ld": v.shape[1], "partial": partial, "gram": gram}
+            | {"gram_ld": room, "gram_chain_ld": room * room, "coefficients": c},
         )
-        now, found = v[:, :size].copy(), []
-        for _ in range(2):
-            c = product(q, np.broadcast_to(now[:, None], q.shape)) if vectors else first
-            now = subtract(now, q, c)
-            found.append(c)
-        after = v.copy()
-        after[:, :size] = now
-        changed: dict[str, np.ndarray | None] = {"v": after, "partial": None, "square": product(now, now)}
-        changed |= {"first": found[0], "second": found[1]}
+        unit, gram_after, c_after, norms = cpu(v, basis, gram, vectors, size)
+        left = library().run(call)
+        after = left[call_number(call, "v")]
+        # The CPU divides by the length at once, `normalize` does so here; the CPU's subtraction is seen through that.
+        inverse = np.divide(1.0, norms, out=np.zeros(chains), where=norms > 0)
+        assert ((inverse[:, None] * after[:, :size]).astype(np.float32) == unit).all()
+        squares = left[call_number(call, "partial")][: chains * blocks].reshape(blocks, chains)
+        assert (np.sqrt(np.add.accumulate(squares)[-1]) == norms).all()
+        changed: dict[str, np.ndarray | None] = {"v": after, "partial": None}
+        if vectors:
+            changed |= {"gram": gram_after, "coefficients": c_after}
         watched = size in (5, 33, 8193) and chains == 2
         yield Case(f"orthogonalize {size} x {chains}, {vectors}", call, expected(call, changed), watched)
 
 
+def call_number(call: Call, name: str) -> int:
+    """The number of an argument among the arrays of a call."""
+    assert isinstance(call.arguments, dict)
+    return [k for k, a in call.arguments.items() if isinstance(a, np.ndarray)].index(name)
+
+
+def cpu(
+    v: np.ndarray, basis: np.ndarray, gram: np.ndarray, vectors: int, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The CPU's Gram-Schmidt: the unit vectors, the products, the coefficients, the lengths."""
+    chains, room = basis.shape[:2]
+    u, g, c, norms = v[:, :size].copy(), gram.copy(), np.full((chains, room), np.nan), np.zeros(chains)
+    _cpu.gram_schmidt_f32(
+        u.ctypes.data, size, basis.ctypes.data, basis[0].size, basis.shape[2], chains, size, vectors,
+        max(vectors - 1, 0), g.ctypes.data, room * room, room, c.ctypes.data, room, norms.ctypes.data, 1,
+    )  # fmt: skip
+    return u, g, c, norms
+
+
 def normalize() -> Iterator[Case]:
-    """beta = |v|, next = v / beta, alpha = the last coefficients of both passes."""
+    """beta = |v|, next = v / beta, alpha = the last coefficients."""
     for number, (size, chains) in enumerate([(1, 1), (3, 2), (5, 2), (33, 5), (4003, 3), (8193, 2)]):
         random = np.random.default_rng(number)
         v, out = (rows(normal(random, chains, size), number % 2 == 0) for _ in range(2))
-        vectors = number % 3
-        first, second = (uniform(random, chains, max(vectors, 1)) for _ in range(2))
-        square, alpha, beta = uniform(random, chains), uniform(random, chains), uniform(random, chains)
-        square[0] = 0.0  # nothing left of v: a row of zeros, not of NaN
+        vectors, blocks = number % 3, -(-size // BLOCK)
+        c = uniform(random, chains, max(vectors, 1))
+        squares, alpha, beta = uniform(random, blocks, chains), uniform(random, chains), uniform(random, chains)
+        squares[:, 0] = 0.0  # nothing left of v: a row of zeros, not of NaN
         call = Call(
             "normalize_f32",
-            {**HERE, "chains": chains, "vectors": vectors, "dim": size, "v": v, "v_ld": v.shape[1], "first": first}
-            | {"second": second, "square": square, "next": out, "next_ld": out.shape[1], "alpha": alpha, "beta": beta},
+            {**HERE, "chains": chains, "vectors": vectors, "dim": size, "v": v, "v_ld": v.shape[1], "partial": squares}
+            | {"coefficients": c, "next": out, "next_ld": out.shape[1], "alpha": alpha, "beta": beta},
         )
-        length = np.sqrt(square)
-        scale = np.divide(1.0, length, out=np.zeros(chains), where=length > 0).astype(np.float32)
+        length = np.sqrt(np.add.accumulate(squares)[-1])
+        inverse = np.divide(1.0, length, out=np.zeros(chains), where=length > 0)
         after = out.copy()
-        after[:, :size] = scale[:, None] * v[:, :size]
+        after[:, :size] = inverse[:, None] * v[:, :size]
         changed: dict[str, np.ndarray | None] = {"next": after, "beta": length}
-        changed["alpha"] = first[:, -1] + second[:, -1] if vectors else np.zeros(chains)
+        changed["alpha"] = c[:, -1] if vectors else np.zeros(chains)
         yield Case(f"normalize {size} x {chains}", call, expected(call, changed), size in (5, 33))
