@@ -196,8 +196,10 @@ std::vector<GlrPoint> GlrDetector::profile(int64_t channel) const {
 std::vector<float> GlrDetector::squares() const {
   const int64_t count = grid.looked_at();
   std::vector<float> out(static_cast<size_t>(count * settings.channels));
+  const std::vector<GlrBlock> looked(grid.blocks.begin(), grid.blocks.begin() + count);
   for (int64_t c = 0; c < settings.channels; ++c) {
-    const std::vector<GlrPoint> points = profile(c);
+    const std::vector<GlrPoint> points =
+        profile(tiles[static_cast<size_t>(c / N)], static_cast<int>(c % N), looked, grid.total, grid.x);
     for (int64_t k = 0; k < count; ++k) {
       out[static_cast<size_t>(k * settings.channels + c)] =
           static_cast<float>(points[static_cast<size_t>(k)].statistic);
