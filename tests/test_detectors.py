@@ -337,6 +337,53 @@ def test_groups_find_what_no_channel_shows():
     assert 150 <= alarms[0].step <= 170
 
 
+def test_a_tree_names_the_node_that_changed():
+    """Weights in heads, heads in layers, layers in a model: the change of one head is that head's alarm."""
+    rng = np.random.default_rng(13)
+    head = np.arange(128) // 8
+    tree = np.stack([head, head // 4, np.zeros(128, dtype=int)])
+    for changed, level, group in ((head == 5, 0, 5), (head // 4 == 2, 1, 2), (head >= 0, 2, 0)):
+        y = rng.normal(size=(300, 128))
+        y[150:, changed] += 0.9
+        alarms = Detector(128, model="mean", noise="unit", arl=1e6, groups=tree).update(range(300), y)
+        assert (alarms[0].level, alarms[0].group) == (level, group)
+        assert abs(alarms[0].index - 150) <= 5
+        assert len(alarms) == 1  # the nodes above and below it judge what the restart left
+        assert str(alarms[0]).startswith(f"group {group} of level {level}   change after ")
+
+
+@pytest.mark.parametrize(("model", "change"), [("jump+kink", "jump"), ("meanvar", "sd")])
+def test_groups_of_two_degrees_of_freedom(model, change):
+    rng = np.random.default_rng(14)
+    y = rng.normal(size=(300, 60))
+    if change == "jump":
+        y[150:, :30] += 1.0
+    else:
+        y[150:, :30] *= 1.6
+    alarms = Detector(60, model=model, noise="unit", arl=1e5, groups=np.repeat([0, 1], 30)).update(range(300), y)
+    assert [a.group for a in alarms] == [0]
+    assert abs(alarms[0].index - 150) <= 5
+
+
+def test_a_million_steps():
+    """Nothing drifts: the statistics at the end are those of noise, and a change after it is found."""
+    rng = np.random.default_rng(15)
+    det, block = Detector(16, arl=None, noise="unit"), 4096
+    noise = rng.normal(size=(block, 16)).astype("f4")
+    for start in range(0, 1_000_000, block):
+        det.update(np.arange(start, start + block), np.roll(noise, start // block, axis=0) + np.float32(1e3))
+    # the largest of 30 or so correlated chi-squares of one degree; 60 has a p of 1e-14
+    assert det.profile(0)[:, 2].min() >= 0
+    assert max(det.profile(c)[:, 2].max() for c in range(16)) < 60
+    at = start + block
+    det.update(np.arange(at, at + 100), (1e3 + 0.2 * np.arange(100)[:, None] + noise[:100]).astype("f4"))
+    for c in range(16):
+        points = det.profile(c)
+        best = points[points[:, 2].argmax()]
+        assert best[2] > 100
+        assert abs(best[0] - at) <= 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -348,7 +395,8 @@ def test_groups_find_what_no_channel_shows():
         ({"threshold": -1.0}, ValueError, "threshold: expected a positive number or None, got -1.0"),
         ({"clip": 0.0}, ValueError, "clip: expected a positive number or None, got 0.0"),
         ({"groups": [0, 2, 2]}, ValueError, "groups: expected integers from 0 to 2, each in use, got others"),
-        ({"groups": [0]}, ShapeError, "groups: expected shape (3,), got (1,)"),
+        ({"groups": [0.0, 1.0, 2.0]}, ValueError, "groups: expected integers, got float64"),
+        ({"groups": [0]}, ShapeError, "groups: expected shape (3,) or (levels, 3), got (1,)"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

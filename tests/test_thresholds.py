@@ -114,7 +114,7 @@ def test_estimated_scale():
     check(realised(white(8), channels=1000, arl=50.0, updates=6144, noise="mad"))
 
 
-@pytest.mark.parametrize("model", ["mean", "kink"])
+@pytest.mark.parametrize("model", thresholds.MODELS)
 def test_groups_are_on_the_safe_side(model):
     """Three dependent statistics a group, one of them a bound: fewer alarms than asked, but not half as many."""
     rng = np.random.default_rng(9)

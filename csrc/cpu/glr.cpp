@@ -196,8 +196,10 @@ std::vector<GlrPoint> GlrDetector::profile(int64_t channel) const {
 std::vector<float> GlrDetector::squares() const {
   const int64_t count = grid.looked_at();
   std::vector<float> out(static_cast<size_t>(count * settings.channels));
+  const std::vector<GlrBlock> looked(grid.blocks.begin(), grid.blocks.begin() + count);
   for (int64_t c = 0; c < settings.channels; ++c) {
-    const std::vector<GlrPoint> points = profile(c);
+    const std::vector<GlrPoint> points =
+        profile(tiles[static_cast<size_t>(c / N)], static_cast<int>(c % N), looked, grid.total, grid.x);
     for (int64_t k = 0; k < count; ++k) {
       out[static_cast<size_t>(k * settings.channels + c)] =
           static_cast<float>(points[static_cast<size_t>(k)].statistic);
@@ -277,6 +279,22 @@ void GlrDetector::run(int64_t index, const std::vector<GlrStep>& steps, const fl
   }
 }
 
+// Asks the memory for what the next channels' steps will read, while these are at work: they lie on as many pages as
+// there are steps, where no hardware looks ahead.
+void GlrDetector::fetch(const Tile& tile, const std::vector<GlrCandidate>& walk, const float* y, int64_t ld,
+                        int64_t steps) const {
+  for (int64_t t = 0; t < steps; ++t) __builtin_prefetch(y + t * ld);
+  for (int k = 0; k < 2 * N; k += 8) {
+    __builtin_prefetch(tile.totals.data() + k);
+    __builtin_prefetch(tile.base.data() + k);
+  }
+  const int width = kinds() * N;
+  for (const GlrCandidate& c : walk) {
+    const float* row = tile.rows.data() + static_cast<int64_t>(c.slot) * width;
+    for (int k = 0; k < width; k += 16) __builtin_prefetch(row + k);
+  }
+}
+
 void GlrDetector::alarm_and_restart(Tile& tile, int64_t index, const GlrStep& step, std::vector<GlrAlarm>& alarms) {
   const int64_t first = index * N, count = std::min<int64_t>(N, settings.channels - first);
   for (int i = 0; i < count; ++i) {
@@ -317,8 +335,13 @@ std::vector<GlrAlarm> GlrDetector::update(const double* x, int64_t steps, const 
       grid.advance(x[low + t], weight, plan[static_cast<size_t>(t + 1)]);
     }
     std::vector<std::vector<GlrAlarm>> found(tiles.size());
+    const std::vector<GlrCandidate>& longest =
+        std::max_element(plan.begin(), plan.end(), [](const GlrStep& a, const GlrStep& b) {
+          return a.walk.size() < b.walk.size();
+        })->walk;
     parallel(threads, static_cast<int64_t>(tiles.size()), [&](int64_t from, int64_t to) {
       for (int64_t i = from; i < to; ++i) {
+        if (i + 1 < to) fetch(tiles[static_cast<size_t>(i + 1)], longest, y + low * ld + (i + 1) * N, ld, size);
         const double* weights = w ? w + low * (shared_w ? 1 : settings.channels) : nullptr;
         run(i, plan, y + low * ld, ld, weights, shared_w, own_x ? own_x + low * settings.channels : nullptr,
             found[static_cast<size_t>(i)]);

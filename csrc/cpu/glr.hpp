@@ -81,6 +81,7 @@ class GlrDetector {
  private:
   void run(int64_t tile, const std::vector<GlrStep>& steps, const float* y, int64_t ld, const double* w, bool shared_w,
            const double* own_x, std::vector<GlrAlarm>& alarms);
+  void fetch(const Tile&, const std::vector<GlrCandidate>& walk, const float* y, int64_t ld, int64_t steps) const;
   void alarm_and_restart(Tile&, int64_t tile, const GlrStep&, std::vector<GlrAlarm>& alarms);
   void make_own(Tile&, const std::vector<GlrBlock>& blocks, const GlrMoments& total) const;
   void rebase(Tile&, const GlrStep&) const;

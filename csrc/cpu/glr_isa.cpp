@@ -70,47 +70,137 @@ float shared(const GlrLook& p, const GlrPack& pack, const float* y, float* best,
   return shared_step<GlrModel::jump_kink>(p, pack, y, best, peak);
 }
 
-// Sums of everything after a candidate, one of each channel; and of everything, with the baseline fitted to it.
-struct Suffixes {
-  double w[N] = {}, h[N] = {}, hh[N] = {}, s[N] = {}, hy[N] = {};
-};
-struct Fits {
-  double w[N], mean_x[N], sxx[N], a[N], b[N], s[N], v[N], x[N];
-};
+// Eight channels in double: the compiler makes the instruction set's own registers of them, and every operation is
+// correctly rounded.
+using D = double __attribute__((vector_size(64)));
+using I = int64_t __attribute__((vector_size(64)));
+using Eight = float __attribute__((vector_size(32)));
+constexpr int H = 8;
 
-double log_variance(double squares, double sum, double w, double count) {
-  const double v = (squares - sum * sum / w) / count;
-  return __builtin_log(v > 1e-30 ? v : 1e-30);
+DIF_INLINE void read(const double* p, D& to) { __builtin_memcpy(&to, p, sizeof to); }
+DIF_INLINE void read(const float* p, D& to) {
+  Eight narrow;
+  __builtin_memcpy(&narrow, p, sizeof narrow);
+  to = __builtin_convertvector(narrow, D);
 }
 
+// log(a / b) of positive normal numbers, relative error 1e-13:
+// 2 atanh(s) + k log 2, s = (a 2^-k - b) / (a 2^-k + b), |s| < 0.172.
+DIF_INLINE void log_ratio(const D& a, const D& b, D& to) {
+  constexpr int64_t mantissa = (int64_t{1} << 52) - 1, one = 0x3ff0000000000000, two52 = 0x4330000000000000;
+  const I bits_a = (I)a, bits_b = (I)b;
+  D ma = (D)((bits_a & mantissa) | one), mb = (D)((bits_b & mantissa) | one);
+  const I more = ma > 1.4142135623730951 * mb, less = mb > 1.4142135623730951 * ma;
+  const I k = (bits_a >> 52) - (bits_b >> 52) - more + less;  // a comparison that holds is -1
+  mb = more ? mb + mb : mb;
+  ma = less ? ma + ma : ma;
+  const D s = (ma - mb) / (ma + mb), q = s * s;
+  D sum = q * (1.0 / 15) + 1.0 / 13;
+  sum = sum * q + 1.0 / 11;
+  sum = sum * q + 1.0 / 9;
+  sum = sum * q + 1.0 / 7;
+  sum = sum * q + 1.0 / 5;
+  sum = sum * q + 1.0 / 3;
+  const D exponent = (D)((k + 4096) | two52) - (4503599627370496.0 + 4096.0);  // exact: |k| < 4096
+  to = exponent * 0.6931471805599453 + 2 * (s + s * q * sum);
+}
+
+// Sums of everything after a candidate; and of everything, with the baseline fitted to it.
+struct Suffixes {
+  D w, h, hh, s, hy;
+};
+struct Fits {
+  D w, per_w, mean_x, sxx, per_sxx, a, b, s, v, x, variance;
+};
+
+// The statistic of one candidate; 0 where its regressor is not told from the baseline.
 template <GlrModel model>
-DIF_INLINE double statistic(const Suffixes& e, const Fits& f, int i, double from, double sign, bool one_sided) {
-  const double w = f.w[i], after = e.w[i], before = w - after;
-  const bool apart = after > glr_least * w && before > glr_least * w;
+DIF_INLINE void statistic(const Suffixes& e, const Fits& f, double from, double sign, bool one_sided, D& to) {
+  const D before = f.w - e.w, zero = {}, unit = zero + 1;
+  const I apart = (e.w > glr_least * f.w) & (before > glr_least * f.w);
   if constexpr (model == GlrModel::mean) {
-    const double d = sign * (e.s[i] - f.a[i] * after), z = one_sided && d < 0 ? 0 : d;
-    return apart ? z * z * w / (after * before) : 0;
+    const D d = e.s - f.a * e.w;
+    const I told = one_sided ? apart & (sign * d > 0) : apart;
+    to = (told ? d * d * f.w : zero) / (told ? e.w * before : unit);
   } else if constexpr (model == GlrModel::mean_variance) {
-    const double n = f.x[i], n2 = e.h[i], n1 = n - n2;
-    if (!apart || n1 < 5 || n2 < 5) return 0;
-    return n * log_variance(f.v[i], f.s[i], w, n) - n1 * log_variance(f.v[i] - e.hy[i], f.s[i] - e.s[i], before, n1) -
-           n2 * log_variance(e.hy[i], e.s[i], after, n2);
+    const D after_n = e.h, before_n = f.x - after_n, wn1 = before * before_n, wn2 = e.w * after_n;
+    const I told = apart & (before_n >= 5) & (after_n >= 5);
+    const D s1 = f.s - e.s, v1 = (f.v - e.hy) * before - s1 * s1, v2 = e.hy * e.w - e.s * e.s;
+    D first, second;
+    log_ratio(told ? f.variance * wn1 : unit, told ? (v1 > 1e-30 * wn1 ? v1 : 1e-30 * wn1) : unit, first);
+    log_ratio(told ? f.variance * wn2 : unit, told ? (v2 > 1e-30 * wn2 ? v2 : 1e-30 * wn2) : unit, second);
+    to = before_n * first + after_n * second;
+    to = told ? to : zero;
   } else {
-    const double dx = from - f.mean_x[i], hx = e.hh[i] + dx * e.h[i];
-    const double square = e.hh[i] - e.h[i] * e.h[i] / w - hx * hx / f.sxx[i];
-    const double d = e.hy[i] - f.a[i] * e.h[i] - f.b[i] * hx;
-    const bool told = apart && f.sxx[i] > 0 && square > glr_least * e.hh[i];
+    const D dx = from - f.mean_x, hx = e.hh + dx * e.h;
+    const D square = e.hh - e.h * e.h * f.per_w - hx * hx * f.per_sxx, d = e.hy - f.a * e.h - f.b * hx;
+    const I kinked = apart & (f.sxx > 0) & (square > glr_least * e.hh);
     if constexpr (model == GlrModel::kink) {
-      const double z = one_sided && sign * d < 0 ? 0 : d;
-      return told ? z * z / square : 0;
+      const I told = one_sided ? kinked & (sign * d > 0) : kinked;
+      to = (told ? d * d : zero) / (told ? square : unit);
     } else {
-      const double ux = e.h[i] + dx * after, jump = after - after * after / w - ux * ux / f.sxx[i];
-      const double share = (e.h[i] - after * e.h[i] / w - ux * hx / f.sxx[i]) / jump;
-      const double rest = square - share * share * jump, d1 = e.s[i] - f.a[i] * after - f.b[i] * ux;
-      const double d2 = d - share * d1;
-      return told && jump > glr_least * after && rest > glr_least * e.hh[i] ? d1 * d1 / jump + d2 * d2 / rest : 0;
+      const D ux = e.h + dx * e.w, jump = e.w - e.w * e.w * f.per_w - ux * ux * f.per_sxx;
+      const I jumped = kinked & (jump > glr_least * e.w);
+      const D per_jump = 1 / (jumped ? jump : unit);
+      const D share = (e.h - e.w * e.h * f.per_w - ux * hx * f.per_sxx) * per_jump;
+      const D rest = square - share * share * jump, d1 = e.s - f.a * e.w - f.b * ux, d2 = d - share * d1;
+      const I told = jumped & (rest > glr_least * e.hh);
+      to = (told ? d1 * d1 * per_jump : zero) + (told ? d2 * d2 : zero) / (told ? rest : unit);
     }
   }
+}
+
+// The walk of one half of the channels, from lane `low` on.
+template <GlrModel model>
+DIF_INLINE void own_walk(const GlrLook& p, const GlrPack& pack, int low, float* best) {
+  const D zero = {}, unit = zero + 1;
+  D S, T, W, X, XX, top = {};
+  read(pack.totals + low, S);
+  read(pack.totals + N + low, T);
+  read(pack.own_totals + low, W);
+  read(pack.own_totals + N + low, X);
+  read(pack.own_totals + 2 * N + low, XX);
+  Fits f;
+  f.w = W;
+  f.per_w = 1 / (W > 0 ? W : unit);
+  f.s = S;
+  f.v = T;
+  f.x = X;
+  f.a = S * f.per_w;
+  f.mean_x = X * f.per_w;
+  f.sxx = XX - X * f.mean_x;
+  f.per_sxx = (f.sxx > 0 ? unit : zero) / (f.sxx > 0 ? f.sxx : unit);
+  f.b = (T - f.mean_x * S) * f.per_sxx;
+  f.variance = (T - S * f.a) / (X > 0 ? X : unit);
+  f.variance = f.variance > 1e-30 ? f.variance : zero + 1e-30;
+  Suffixes e{};
+  double origin = p.x;
+  for (int64_t k = 0; k < p.count; ++k) {
+    const GlrBlock& block = p.blocks[k];
+    const float* row = pack.rows + static_cast<int64_t>(block.slot) * kinds<model> * N + low;
+    const double* own = pack.own + static_cast<int64_t>(block.slot) * 3 * N + low;
+    const double delta = slopes<model> ? origin - block.origin : 0.0;
+    origin = block.origin;
+    D w, x, s, hy = {}, xx = {}, now;
+    read(own, w);
+    read(own + N, x);
+    read(row, s);
+    if constexpr (slopes<model>) {
+      read(own + 2 * N, xx);
+      e.hh += xx + 2 * delta * e.h + delta * delta * e.w;
+    }
+    if constexpr (kinds<model> == 2) {
+      read(row + N, hy);
+      e.hy += hy + delta * e.s;
+    }
+    e.h += x + delta * e.w;
+    e.w += w;
+    e.s += s;
+    statistic<model>(e, f, origin - p.first_x, p.sign, p.one_sided, now);
+    top = now > top ? now : top;
+  }
+  const Eight narrow = __builtin_convertvector(top, Eight);
+  __builtin_memcpy(best + low, &narrow, sizeof narrow);
 }
 
 template <GlrModel model>
@@ -151,39 +241,7 @@ float own_step(const GlrLook& p, const GlrPack& pack, const float* y, const doub
       to[i] += from[i];
     }
   }
-  Fits f;
-  for (int i = 0; i < N; ++i) {
-    const double total = W[i] > 0 ? W[i] : 1.0;
-    f.w[i] = W[i];
-    f.s[i] = S[i];
-    f.v[i] = T[i];
-    f.x[i] = X[i];
-    f.mean_x[i] = X[i] / total;
-    f.sxx[i] = XX[i] - X[i] * f.mean_x[i];
-    f.a[i] = S[i] / total;
-    f.b[i] = f.sxx[i] > 0 ? (T[i] - f.mean_x[i] * S[i]) / f.sxx[i] : 0;
-    best[i] = 0;
-  }
-  Suffixes e;
-  double origin_so_far = p.x;
-  for (int64_t k = 0; k < p.count; ++k) {
-    const GlrBlock& block = p.blocks[k];
-    const float* row = pack.rows + static_cast<int64_t>(block.slot) * kinds<model> * N;
-    const double* own = pack.own + static_cast<int64_t>(block.slot) * 3 * N;
-    const double delta = slopes<model> ? origin_so_far - block.origin : 0.0, from = block.origin - p.first_x;
-    origin_so_far = block.origin;
-    for (int i = 0; i < N; ++i) {
-      e.hh[i] += own[2 * N + i] + 2 * delta * e.h[i] + delta * delta * e.w[i];
-      e.h[i] += own[N + i] + delta * e.w[i];
-      if constexpr (kinds<model> == 2) e.hy[i] += static_cast<double>(row[N + i]) + delta * e.s[i];
-      e.w[i] += own[i];
-      e.s[i] += static_cast<double>(row[i]);
-    }
-    for (int i = 0; i < N; ++i) {
-      const float value = static_cast<float>(statistic<model>(e, f, i, from, p.sign, p.one_sided));
-      best[i] = value > best[i] ? value : best[i];
-    }
-  }
+  for (int low = 0; low < N; low += H) own_walk<model>(p, pack, low, best);
   return keep(L::load(best), best, peak);
 }
 

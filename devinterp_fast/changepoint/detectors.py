@@ -35,6 +35,7 @@ class ChannelAlarm:
         interval: steps between which the change lies (95 % or more); of a group, its onset alone.
         index: number of observations before the change, hence the first index of the new segment.
         direction: +1 if level or slope rose, -1 if it fell, 0 for a group.
+        level: of a group, the partition it belongs to, counted from the first; None for a channel's alarm.
     """
 
     step: float
@@ -45,9 +46,10 @@ class ChannelAlarm:
     interval: tuple[float, float]
     index: int
     direction: int
+    level: int | None = None
 
     def __str__(self) -> str:
-        who = f"channel {self.channel}" if self.group is None else f"group {self.group}"
+        who = f"channel {self.channel}" if self.group is None else f"group {self.group} of level {self.level}"
         way = {1: "rise", -1: "fall", 0: "change"}[self.direction]
         low, high = self.interval
         return f"{who}   {way} after {self.onset:g} [{low:g}, {high:g}]   alarm {self.step:g}   {self.statistic:.1f}"
@@ -63,7 +65,7 @@ class Detector:
 
     An alarm fires at the level that ``channels`` quiet channels reach once in ``arl`` updates on average, and its
     channel starts anew from the estimated change: one change is one alarm. NaN is a missing observation. Channels that
-    miss single values, have their own standard errors or have restarted cost about ten times as much, sixteen at a
+    miss single values, have their own standard errors or have restarted cost six to ten times as much, sixteen at a
     time.
 
     Args:
@@ -74,7 +76,8 @@ class Detector:
         noise: ``"given"`` (se at each update), ``"unit"`` (standard deviation one), ``"mad"`` (scale from differences
             of neighbors), ``"ar1"`` (autocorrelation and scale, from a burn-in), ``"auto"``: given if the first update
             has se, else mad.
-        groups: number of each channel's group; then groups alarm (`groups.statistics`), not channels. Mean and kink.
+        groups: number of each channel's group, or a row of them for each level of a tree (head, layer, model); then
+            groups alarm (`changepoint.groups`), not channels, and of nested ones the most certain.
         side: ``"both"``, ``"rise"`` or ``"fall"`` (mean and kink).
         per_octave: candidates an octave; other than 4 needs ``threshold``.
         threshold: overrides ``arl``.
@@ -218,8 +221,11 @@ class Detector:
             return self._given_threshold
         if self.arl is None:
             return math.inf
-        independent = self.channels if self._groups is None else self._groups.tests
-        level = thresholds.threshold(self.arl, channels=independent, model=self.model, side=self.side)
+        independent, model = self.channels, self.model
+        if self._groups is not None:
+            independent = self._groups.tests
+            model = self._groups.scale if self.model == "meanvar" else self.model
+        level = thresholds.threshold(self.arl, channels=independent, model=model, side=self.side)
         return thresholds.inflated(level, self._noise.variance)
 
     def _step_of(self, x: float) -> float:
@@ -252,19 +258,25 @@ class Detector:
             squares = self._test.squares()
             if not len(squares):
                 continue
-            levels = self._groups.statistics(squares).max(axis=2)  # (candidates, groups)
-            for g in np.flatnonzero(levels.max(axis=0) >= self._threshold):
-                best = int(levels[:, g].argmax())
-                members = self._groups.members(int(g))
-                tau, x = self._test.profile(int(members[0]))[best, :2]
+            candidates = self._test.profile(0)[: len(squares), :2]
+            found = self._groups.statistics(squares, self._test.count, candidates[:, 0])
+            fired = [
+                (float(levels[:, g].max()), level, int(g))
+                for level, levels in enumerate(found)
+                for g in np.flatnonzero(levels.max(axis=0) >= self._threshold)
+            ]
+            restarted: set[int] = set()
+            # of groups that share a channel the most certain alarms; it restarts, and the others judge what is left
+            for value, level, g in sorted(fired, key=lambda f: (-f[0], f[1:])):
+                members = self._groups.levels[level].members(g)
+                if not restarted.isdisjoint(members.tolist()):
+                    continue
+                restarted.update(members.tolist())
+                tau, x = candidates[int(found[level][:, g].argmax())].tolist()
                 for channel in members:
                     self._test.restart(int(channel), int(tau))
-                onset = self._step_of(float(x))
-                alarms.append(
-                    ChannelAlarm(
-                        float(steps[i]), None, int(g), float(levels[best, g]), onset, (onset, onset), int(tau), 0
-                    )
-                )
+                onset = self._step_of(x)
+                alarms.append(ChannelAlarm(float(steps[i]), None, g, value, onset, (onset, onset), int(tau), 0, level))
         return alarms
 
     def state_dict(self) -> dict[str, Any]:
