@@ -25,6 +25,7 @@ class ProgressBar:
             TextColumn("{task.fields[note]}"), console=console, disable=not (show and sys.stderr.isatty()),
             transient=True,
         )  # fmt: skip
+        self._total = total
         self._task = self._bar.add_task(title, total=total, note="")
 
     def __enter__(self) -> ProgressBar:
@@ -37,8 +38,9 @@ class ProgressBar:
         self._bar.stop()
 
     def update(self, done: int, note: str = "") -> None:
-        """Moves the bar to ``done`` steps."""
-        self._bar.update(self._task, completed=done, note=note)
+        """Moves the bar to ``done`` steps, and its end with it where a run goes on."""
+        self._total = max(self._total, done)
+        self._bar.update(self._task, completed=done, total=self._total, note=note)
 
     def say(self, line: str) -> None:
         """Prints a line above the bar, or by itself where no bar is drawn."""

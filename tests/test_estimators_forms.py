@@ -191,7 +191,7 @@ def test_ctrl_c_returns_what_there_is(pressed):
 
 
 def test_ctrl_c_in_a_row_of_checkpoints(pressed):
-    pressed(3 * 14 + 3 * (4 + 2))
+    pressed(3 * 14 + 14 * 3 // 4 + 3 * (4 + 2))  # a quarter more at a tenth of the localization, and into the second
     row = dif.estimate_llc(ROW, LOSS, (X, Y), **QUICK)
     assert [llc.interrupted for llc in row] == [False, True]
     assert row[1].trace.sizes["draw"] == 2

@@ -28,12 +28,12 @@ from devinterp_fast.compat.callbacks import (
 )
 from devinterp_fast.compat.optimizers import SGLD, SGMCMC, SGNHT
 from devinterp_fast.errors import DataError, DeviceError, LossError
-from devinterp_fast.estimators.acceptance import Proposals
 from devinterp_fast.estimators.llc import summarize
 from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.batches import Batch, as_data
 from devinterp_fast.sampling.observers import Draw
 from devinterp_fast.sampling.prepare import Prepared, prepare
+from devinterp_fast.sampling.proposals import Proposals
 from devinterp_fast.sampling.run import Trace
 
 __all__ = [

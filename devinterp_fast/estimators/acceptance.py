@@ -7,16 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from devinterp_fast import _native
 from devinterp_fast.estimators.draws import Floats, Watched, line, one_or_all, pm, watch
 from devinterp_fast.estimators.llc import LLC
 from devinterp_fast.sampling.diagnostics import diagnose
 from devinterp_fast.sampling.objective import LossFn
-from devinterp_fast.sampling.observers import Draw, Probe
-from devinterp_fast.sampling.prepare import Prepared, RunOptions
+from devinterp_fast.sampling.prepare import RunOptions
+from devinterp_fast.sampling.proposals import Proposals
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -47,40 +45,6 @@ class Acceptance:
 
     def __str__(self) -> str:
         return line(f"MALA acceptance {pm(self.value, self.mcse)}", self.llc, self.warnings)
-
-
-class Proposals:
-    """From each draw one step of the chain's own size on the whole loss, and its acceptance probability."""
-
-    def __init__(self, job: Prepared):
-        s = job.settings
-        self.job, self.probe = job, Probe(job.data)
-        self.probabilities = np.full((s.chains, s.draws), np.nan)
-
-    def see(self, draw: Draw) -> None:
-        """Takes in one draw."""
-        s, c = self.job.settings, draw.chains
-        lr, localization, nbeta = (torch.from_numpy(x[c])[:, None] for x in (s.lr, s.localization, s.nbeta))
-        center = self.job.center.double()
-        moves = torch.ones(len(center)) if self.job.mask is None else self.job.mask.double()
-
-        def energy(w: Tensor) -> tuple[Tensor, Tensor]:
-            losses, g = draw.evaluator.gradients(w.to(self.job.where.dtype), self.probe)
-            away = (w - center) * moves
-            slope = nbeta * g.double() * moves + localization * away
-            return nbeta[:, 0] * torch.from_numpy(losses) + localization[:, 0] / 2 * (away**2).sum(1), slope
-
-        w = draw.w.double()
-        xi = torch.empty(w.shape)
-        _native.normals_(xi, seed=s.seed, step=draw.number, first_chain=c.start, stream=_native.MOMENTA)
-        before, slope = energy(w)
-        # What the loss is evaluated at is the rounded proposal, so that is what the densities are of.
-        to = (w + moves * (lr.sqrt() * xi.double() - lr / 2 * slope)).to(self.job.where.dtype).double()
-        after, back = energy(to)
-        there = ((to - w + lr / 2 * slope) ** 2 * moves).sum(1) / (2 * lr[:, 0])
-        home = ((w - to + lr / 2 * back) ** 2 * moves).sum(1) / (2 * lr[:, 0])
-        accepted = torch.exp((before - after + there - home).clamp(max=0.0))
-        self.probabilities[c, draw.number] = accepted.nan_to_num(nan=0.0).numpy()  # where the energy overflows: never
 
 
 @overload
@@ -120,7 +84,7 @@ def mala_acceptance(
 
 
 def _acceptance(run: Watched, seen: Proposals) -> Acceptance:
-    kept = seen.probabilities[run.chains, : run.llc.trace.sizes["draw"]]
-    per_chain = np.full(len(seen.probabilities), np.nan)
-    per_chain[run.chains] = kept.mean(1)
-    return Acceptance(float(kept.mean()), diagnose(kept).mcse, per_chain, seen.probabilities, run.llc.warnings, run.llc)
+    found = seen.probabilities[:, : run.llc.trace.sizes["draw"]]
+    kept, per_chain = found[run.finished], np.full(len(found), np.nan)
+    per_chain[run.finished] = kept.mean(1)
+    return Acceptance(float(kept.mean()), diagnose(kept).mcse, per_chain, found, run.llc.warnings, run.llc)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from devinterp_fast.estimators.draws import Chains, Floats
-from devinterp_fast.sampling.observers import Draw, Probe
+from devinterp_fast.sampling.observers import Draw, Probe, grown
 
 
 class SampleMoments:
@@ -55,6 +55,7 @@ class MeanLoss:
 
     def see(self, draw: Draw) -> None:
         """Takes in one draw."""
+        self.loss = grown(self.loss, draw.number)
         self.loss[draw.chains, draw.number] = draw.values(self.probe).mean(1)
 
 
@@ -112,5 +113,6 @@ class Values:
         if not self.values.size:
             self._origin = draw.evaluator.values(self._center[None], self.probe).reshape(-1)
             self.values = np.zeros((self._chains, self._draws, flat.shape[1]), dtype=np.float32)
+        self.values = grown(self.values, draw.number)
         with np.errstate(all="ignore"):
             self.values[draw.chains, draw.number] = flat - self._origin

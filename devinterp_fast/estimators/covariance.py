@@ -28,7 +28,7 @@ from devinterp_fast.estimators.llc import LLC
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.objective import LossFn
-from devinterp_fast.sampling.observers import Draw, Function
+from devinterp_fast.sampling.observers import Draw, Function, grown
 from devinterp_fast.sampling.prepare import Prepared, RunOptions
 from devinterp_fast.sampling.torch_engine import undisturbed
 
@@ -91,6 +91,7 @@ class _Product:
         self.product.addmm_(away.t(), inside)
         self.mean += away.sum(0)
         self.count += len(rows)
+        self.seen = grown(self.seen, draw.number)
         self.seen[[draw.chains.start + i for i in rows], draw.number] = inside.numpy()
 
     def centered(self) -> tuple[Tensor, Tensor]:
@@ -196,7 +197,7 @@ def _principal(run: Watched, product: _Product, k: int) -> PosteriorCovariance:
 
     return PosteriorCovariance(
         values=values.numpy(), mcse=jackknife(variances, run.chains)[1], vectors=vectors.numpy(),
-        residuals=residuals.numpy(), mean=mean.numpy(), warnings=run.llc.warnings, llc=run.llc,
+        residuals=residuals.numpy(), mean=mean.numpy(), warnings=run.warnings, llc=run.llc,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from devinterp_fast.sampling.checkpoints import as_models
 from devinterp_fast.sampling.objective import LossFn
 from devinterp_fast.sampling.observers import Observer
 from devinterp_fast.sampling.prepare import Prepared, prepare
+from devinterp_fast.sampling.run import Settings
 
 Floats = npt.NDArray[np.float64]
 Chains = npt.NDArray[np.int64]
@@ -37,20 +38,55 @@ class Watched:
     Attributes:
         job: what ran.
         llc: the estimate from its losses.
-        chains: those that count: not diverged, and not cut short by an interrupt.
+        chains: those that count: not diverged, not cut short by an interrupt, and of one step size, temperature and
+            localization. Where several were asked for, they are those of the smallest step.
+        finished: those that count for a number of each chain: settings may differ.
+        warnings: those of ``llc``, and what was left out.
     """
 
     job: Prepared
     llc: LLC
     chains: Chains
+    finished: Chains
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What casts doubt, one sentence each."""
+        out = len(self.finished) - len(self.chains)
+        if not out:
+            return self.llc.warnings
+        lr = self.job.settings.lr[self.chains[0]]
+        return (
+            *self.llc.warnings,
+            f"{out} of {len(self.finished)} chains have another lr, localization or nbeta than those of the smallest "
+            f"step ({lr:.3g}) and do not count here",
+        )
 
 
 def prepare_each(
-    model: nn.Module | Sequence[nn.Module], loss_fn: LossFn, data: object, settings: dict[str, Any]
+    model: nn.Module | Sequence[nn.Module],
+    loss_fn: LossFn,
+    data: object,
+    settings: dict[str, Any],
+    *,
+    one_step: bool = True,
 ) -> list[Prepared]:
-    """One run for each model, of the same data read once."""
+    """One run for each model, of the same data read once.
+
+    A mean is read off at step size 0 from chains of two steps; nothing else can be, so by default "auto" gives all
+    chains the smaller one.
+    """
     options, samples = {k: v for k, v in settings.items() if k != "progress"}, as_data(data)
-    return [prepare(each, loss_fn, samples, **options) for each in as_models(model)]
+    return [prepare(each, loss_fn, samples, one_step=one_step, **options) for each in as_models(model)]
+
+
+def alike(settings: Settings, chains: Chains) -> Chains:
+    """Those of some chains that sample the same density with the same step: of the smallest step, the first such."""
+    if not len(chains):
+        return chains
+    rows = np.stack([settings.lr, settings.nbeta, settings.localization], 1)[chains]
+    same: Chains = chains[(rows == rows[rows[:, 0].argmin()]).all(1)]
+    return same
 
 
 def watch(
@@ -95,7 +131,8 @@ def watch_prepared(
     for job, seen, (trace, engine) in zip(prepared, watching, results, strict=False):
         llc = summarize(trace, job, engine, share)
         chains, _ = trace.recorded()
-        found.append((Watched(job, llc, np.setdiff1d(chains, list(llc.diverged))), seen))
+        finished = np.setdiff1d(chains, list(llc.diverged))
+        found.append((Watched(job, llc, alike(job.settings, finished), finished), seen))
     return found
 
 
@@ -103,7 +140,10 @@ def run_each(
     model: nn.Module | Sequence[nn.Module], loss_fn: LossFn, data: object, title: str, settings: dict[str, Any]
 ) -> list[Watched]:
     """As ``watch``, with nothing to observe."""
-    found: list[tuple[Watched, Sequence[Observer]]] = watch(model, loss_fn, data, title, lambda job: (), settings)
+    began = time.perf_counter()
+    prepared = prepare_each(model, loss_fn, data, settings, one_step=False)
+    nothing: Callable[[Prepared], Sequence[Observer]] = lambda job: ()  # noqa: E731
+    found = watch_prepared(prepared, title, nothing, progress=settings.get("progress", True), began=began)
     return [run for run, _ in found]
 
 

@@ -118,7 +118,7 @@ def _variance(run: Watched, seen: MeanLoss) -> VarianceLLC:
         return np.asarray(scaled[chains].var())
 
     value, mcse = jackknife(estimate, run.chains)
-    return VarianceLLC(float(value), float(mcse), run.llc.warnings, run.llc)
+    return VarianceLLC(float(value), float(mcse), run.warnings, run.llc)
 
 
 @overload

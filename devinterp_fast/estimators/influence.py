@@ -215,7 +215,7 @@ def _not_finite(run: Watched, *seen: Values) -> tuple[str, ...]:
 def _influence(run: Watched, a: Values, b: Values) -> Influence:
     with np.errstate(invalid="ignore"):
         values, mcse = jackknife(_Covariance(run, a, b), run.chains)
-    return Influence(-values, mcse, run.llc.warnings + _not_finite(run, a, b), run.llc)
+    return Influence(-values, mcse, run.warnings + _not_finite(run, a, b), run.llc)
 
 
 def _kernel(run: Watched, seen: Values, correlation: bool) -> Influence:
@@ -230,4 +230,4 @@ def _kernel(run: Watched, seen: Values, correlation: bool) -> Influence:
 
     with np.errstate(invalid="ignore", divide="ignore"):
         values, mcse = jackknife(kernel, run.chains, unbias=False)
-    return Influence(values, mcse, run.llc.warnings + _not_finite(run, seen), run.llc)
+    return Influence(values, mcse, run.warnings + _not_finite(run, seen), run.llc)

@@ -21,20 +21,14 @@ from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs, resume
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
-from devinterp_fast.sampling.diagnostics import (
-    Diagnostics,
-    diagnose,
-    every_chain_falls,
-    extrapolation,
-    lost_at,
-    step_biases,
-    targets_of,
-)
+from devinterp_fast.sampling.diagnostics import DOUBT
+from devinterp_fast.sampling.goal import change_at_a_tenth
 from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
+from devinterp_fast.sampling.pooling import Pooled, part, pooled
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
 from devinterp_fast.sampling.run import Settings, Trace
-from devinterp_fast.sampling.samplers import PRECONDITIONED, SGLD, Sampler
+from devinterp_fast.sampling.samplers import Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
 
 if TYPE_CHECKING:
@@ -42,9 +36,9 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-_DOUBT = 4.0  # standard errors
 _RHAT = 1.05
-_ERROR = 0.05  # of the value, promised where nothing is set
+_DIFFERS = 3.0  # standard errors, and
+_SHARE = 0.05  # of the value
 _BIAS = 0.1  # of the value
 _BIAS_TAKEN_OFF = 0.25  # what is left of it is of second order: its square over the value
 
@@ -60,6 +54,9 @@ class LLC:
         ess: effective number of draws.
         step_bias: by how much the step size raises the plain mean over draws (see ``diagnostics.step_biases``); already
             taken off if ``lr="auto"``; 0 where steps are accepted or rejected.
+        at_tenth: the value at a tenth of the localization, where that was left at "auto": of a few chains that went on
+            from where the others ended. NaN where it was not run.
+        at_tenth_mcse: its Monte Carlo standard error.
         warnings: what casts doubt, one sentence each. They never alter the value.
         verdict: "local minimum", "not a local minimum at this temperature", or "undecided" where the value is
             negative within its error, or has no error.
@@ -82,6 +79,8 @@ class LLC:
     rhat: float
     ess: float
     step_bias: float
+    at_tenth: float
+    at_tenth_mcse: float
     warnings: tuple[str, ...]
     verdict: str
     per_chain: Floats
@@ -114,8 +113,9 @@ class LLC:
     def __str__(self) -> str:
         chains, draws = self.trace.sizes["chain"], self.trace.sizes["draw"]
         digits = max(0, min(6, 1 - math.floor(math.log10(self.mcse)))) if self.mcse > 0 else 3
+        tenth = f" ({self.at_tenth:.{digits}f} at a tenth of the localization)" if self.at_tenth_mcse > 0 else ""
         line = (
-            f"LLC {self.value:.{digits}f} ± {self.mcse:.{digits}f}   {chains} chains x {draws} draws   "
+            f"LLC {self.value:.{digits}f} ± {self.mcse:.{digits}f}{tenth}   {chains} chains x {draws} draws   "
             f"R-hat {self.rhat:.2f}   ESS {self.ess:.0f}   {self.engine}   {self.seconds:.1f} s"
         )
         return "\n  ! ".join([line, *self.warnings])
@@ -153,6 +153,8 @@ def estimate_llc(
     mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
+    mcse: float | None = None,
+    gradients: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LLC | list[LLC]:
@@ -170,14 +172,16 @@ def estimate_llc(
             or their mean.
         data: (x, y), a tuple, dict or tensor of samples along the first dimension, a Dataset or a DataLoader.
         chains: how many.
-        draws: recorded losses of each chain; "auto" is 400, and where ``lr`` and ``burn_in`` are left alone too, as
-            many as a standard error of 2.5 % of the value takes, within a limit of work (``sampling/warmup.py``).
+        draws: recorded losses of each chain; "auto" is as many as ``mcse`` asks for, within ``gradients``: the run
+            begins with 400, or with what the warm-up expects, and goes on until the error is small enough.
         burn_in: steps before the first draw; "auto" is half the draws, and where ``lr`` and ``draws`` are left alone,
             as many as it takes until the loss drifts no more.
         thin: steps from one draw to the next.
         lr: step size, one or one for each chain; "auto" follows a rule (``sampling/defaults.py``), and where ``draws``
             and ``burn_in`` are left alone too is found by acceptance, or from the curvature met on the way.
-        localization: strength of the pull to w0, one or one for each chain; "auto" is 1.
+        localization: strength of the pull to w0, one or one for each chain; "auto" is 1, and where ``lr``, ``draws``
+            and ``burn_in`` are left alone too the weakest of 1, 10 and 100 that keeps the chains in the basin. The
+            value at a tenth of it is reported beside, for a quarter more steps: ``at_tenth``.
         nbeta: inverse temperature times n, one or one for each chain; None is n / ln n.
         n: number of training samples behind the default nbeta; None is the number of samples in ``data``.
         sampler: a ``Sampler`` or its name. "auto" is SGLD; where ``lr``, ``draws``, ``burn_in`` and ``batches`` are
@@ -191,6 +195,9 @@ def estimate_llc(
         backend: "native" runs whole chains in C++ and raises if the model cannot be captured; "torch" runs any module;
             "auto" is native where it can be, and ``engine_reason`` says why not.
         seed: names all noise; the same seed gives the same bits.
+        mcse: with ``draws="auto"``, the standard error to go on for, as a share of the value; None is 0.05.
+        gradients: with ``draws="auto"``, the most gradients of a minibatch that each chain takes, warm-up included, a
+            full one counted by its size; None is about half a minute of one core (``sampling/warmup.py``).
         checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
             goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
@@ -215,7 +222,7 @@ def estimate_llc(
         prepare(
             each, loss_fn, samples, chains=chains, draws=draws, burn_in=burn_in, thin=thin, lr=lr,
             localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
-            mask=mask, backend=backend, seed=seed,
+            mask=mask, backend=backend, seed=seed, mcse=mcse, gradients=gradients, tenth=True,
         )
         for each in as_models(model)
     ]  # fmt: skip
@@ -255,31 +262,19 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
     Raises:
         NumericalError: every chain diverged.
     """
-    unbias, reason = prepared.auto_lr, prepared.choice.reason
-    trace, settings, cut = _kept(trace, prepared.settings)
-    scaled = settings.nbeta[:, None] * (trace.loss - trace.baseline)
-    moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
-    lost = lost_at(trace, settings, scaled, moving)
-    healthy = lost < 0
-    diverged = {int(c): int(lost[c]) for c in np.flatnonzero(~healthy)}
-    if not healthy.any():
+    reason = prepared.choice.reason
+    trace, settings, cut = _kept(trace, replace(prepared.settings, draws=trace.loss.shape[1]))
+    found = pooled(trace, settings, unbias=prepared.auto_lr, moving=prepared.moving)
+    diverged = {int(c): int(found.lost[c]) for c in np.flatnonzero(found.lost >= 0)}
+    if len(diverged) == settings.chains:
         chain, step = next(iter(diverged.items()))
         raise NumericalError(
             f"lr: expected a step size at which chains stay finite, got {settings.lr[chain]:.3g}: "
             f"all {settings.chains} chains diverged, chain {chain} at step {step}"
         )
-    biases = np.full(settings.chains, np.nan)
-    biases[healthy] = step_biases(*_part(trace, settings, np.flatnonzero(healthy), settings.draws), scaled[healthy])
-    taken_off = biases if unbias and settings.sampler.kind in (SGLD, PRECONDITIONED) else np.zeros_like(biases)
-    per_chain = np.where(healthy, scaled.mean(1) - taken_off, np.nan)
-    weights = extrapolation(settings, healthy) if unbias else np.full(healthy.sum(), 1 / healthy.sum())
-    doubt = diagnose(scaled[healthy], targets_of(settings, healthy), share=float((weights**2).sum() * len(weights)))
-    value = float(weights @ per_chain[healthy])
-    plain, all_fall = float(scaled[healthy].mean()), every_chain_falls(scaled[healthy])
-    extrapolated = np.ptp(weights) > 0
-    step_bias = plain - value if extrapolated else float(biases[healthy].mean())
-    verdict, warnings = _doubts(value, plain, all_fall, step_bias, unbias, doubt, diverged, settings)
-    warnings = (*cut, *warnings)
+    change, tenth_mcse = change_at_a_tenth(prepared, trace)
+    verdict, warnings = _doubts(found, prepared, diverged, settings)
+    warnings = (*cut, *warnings, *_of_localization(found, change, tenth_mcse, prepared))
     dims = ("chain", "draw")
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
@@ -288,13 +283,14 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
         "sampler": settings.sampler.name,
     }  # fmt: skip
     dataset = xr.Dataset(
-        {"llc": (dims, scaled), "loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
+        {"llc": (dims, found.scaled), "loss": (dims, trace.loss), "baseline": (dims, trace.baseline)},
         coords={"chain": np.arange(settings.chains), "draw": np.arange(settings.draws)},
         attrs={**used, "engine": engine, "engine_reason": reason},
     )
     return LLC(
-        value=value, mcse=doubt.mcse, rhat=doubt.rhat, ess=doubt.ess, step_bias=step_bias, warnings=warnings,
-        verdict=verdict, per_chain=per_chain, diverged=diverged, settings=used, engine=engine, engine_reason=reason,
+        value=found.value, mcse=found.doubt.mcse, rhat=found.doubt.rhat, ess=found.doubt.ess, step_bias=found.step_bias,
+        at_tenth=found.value + change, at_tenth_mcse=tenth_mcse, warnings=warnings, verdict=verdict,
+        per_chain=found.per_chain, diverged=diverged, settings=used, engine=engine, engine_reason=reason,
         seconds=seconds, interrupted=bool(cut), trace=dataset,
     )  # fmt: skip
 
@@ -308,44 +304,25 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
         f"interrupted: {len(chains)} of {settings.chains} chains and {draws} of {settings.draws} draws were kept; "
         "run it again for the rest"
     )
-    return *_part(trace, settings, chains, draws), (sentence,)
-
-
-def _part(trace: Trace, settings: Settings, chains: npt.NDArray[np.int64], draws: int) -> tuple[Trace, Settings]:
-    """The first draws of some chains, as if no others had run."""
-    rows = {name: getattr(trace, name)[chains, :draws] for name in ("loss", "baseline", "energy", "gauge")}
-    each = {name: getattr(settings, name)[chains] for name in ("lr", "localization", "nbeta")}
-    return (
-        Trace(**rows, diverged=trace.diverged[chains]),
-        replace(settings, chains=len(chains), draws=draws, **each),
-    )
+    return *part(trace, settings, chains, draws), (sentence,)
 
 
 def _doubts(
-    value: float,
-    plain: float,
-    all_fall: bool,
-    step_bias: float,
-    unbias: bool,
-    doubt: Diagnostics,
-    diverged: dict[int, int],
-    settings: Settings,
+    found: Pooled, prepared: Prepared, diverged: dict[int, int], settings: Settings
 ) -> tuple[str, tuple[str, ...]]:
     """The verdict, and the sentences that go with a doubtful estimate."""
     warnings = []
-    below = plain / doubt.mcse if doubt.mcse > 0 else 0.0
-    falling = plain < 0 and doubt.drift < -_DOUBT
-    escaped = below < -_DOUBT or falling or all_fall
-    if escaped:
-        how = (
-            f"the chains' mean loss lies {-below:.0f} standard errors below the loss at the model's weights"
-            if below < -_DOUBT
-            else f"the chains' loss is still falling ({-doubt.drift:.0f} standard errors from first to second half)"
-            if falling
-            else "every chain's loss lies below the loss at the model's weights and is still falling"
-        )
+    doubt, value, unbias = found.doubt, found.value, prepared.auto_lr
+    below = found.plain / doubt.mcse if doubt.mcse > 0 else 0.0
+    escaped = bool(found.leaves or prepared.left)
+    if found.leaves:
         warnings.append(
-            f"not a local minimum at this temperature: {how}; train further, or raise localization or nbeta"
+            f"not a local minimum at this temperature: {found.leaves}; train further, or raise localization or nbeta"
+        )
+    elif prepared.left:
+        warnings.append(
+            f"not a local minimum at this temperature: at localization {prepared.left:g} the chains leave for lower "
+            f"loss, and the value is that of what localization {settings.localization[0]:g} holds; train further"
         )
     elif below < 0:
         warnings.append(
@@ -356,22 +333,37 @@ def _doubts(
         warnings.append(f"chain {chain} diverged at step {step} and is left out; lower lr ({settings.lr[chain]:.3g})")
     if math.isnan(doubt.mcse):
         warnings.append(f"no standard error: it takes at least 4 draws, got {settings.draws}")
-    elif settings.start is not None and doubt.mcse > _ERROR * abs(value) and not escaped:
+    elif prepared.goal is not None and doubt.mcse > prepared.goal.allowed(value) and not found.leaves:
         share = 100 * doubt.mcse / abs(value) if value else math.inf
-        warnings.append(f"the standard error is {share:.0f} % of the value; take more draws or chains")
+        warnings.append(
+            f"the standard error is {share:.0f} % of the value, not {100 * prepared.goal.mcse:g} %: the limit of "
+            "gradients ended the run; raise gradients or take more chains"
+        )
     if doubt.rhat > _RHAT:
         warnings.append(f"the chains disagree (R-hat {doubt.rhat:.2f}); take more draws or a longer burn_in")
-    if abs(doubt.drift) > _DOUBT and not escaped:
+    if abs(doubt.drift) > DOUBT and not found.leaves:
         warnings.append(
             f"the loss is still drifting {'up' if doubt.drift > 0 else 'down'} "
             f"({abs(doubt.drift):.0f} standard errors from first to second half); take a longer burn_in"
         )
     tolerated = (_BIAS_TAKEN_OFF if unbias else _BIAS) * max(abs(value), 4 * doubt.mcse if doubt.mcse > 0 else 0.0)
-    if abs(step_bias) > tolerated:
+    if abs(found.step_bias) > tolerated:
         done = "was taken off" if unbias else "is in the value"
-        warnings.append(f"the step is large: a bias of about {step_bias:.2g} {done}; lower lr")
+        warnings.append(f"the step is large: a bias of about {found.step_bias:.2g} {done}; lower lr")
     if settings.batches == "shared" and settings.chains > 1:
         warnings.append("chains share their minibatches: they are correlated, and mcse and rhat look too good")
     if escaped:
         return "not a local minimum at this temperature", tuple(warnings)
     return ("undecided" if below < 0 or math.isnan(doubt.mcse) else "local minimum"), tuple(warnings)
+
+
+def _of_localization(found: Pooled, change: float, mcse: float, prepared: Prepared) -> tuple[str, ...]:
+    """The sentence of a value that the pull to the weights has a part in."""
+    error = math.hypot(mcse, found.doubt.mcse)
+    if not abs(change) > max(_DIFFERS * error, _SHARE * abs(found.value)):
+        return ()
+    pull = prepared.settings.localization[0]
+    return (
+        f"the localization is part of the value: at {pull / 10:g} instead of {pull:g} it is "
+        f"{found.value + change:.3g} ± {mcse:.2g}; compare values of the same localization only",
+    )

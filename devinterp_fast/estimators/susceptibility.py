@@ -148,7 +148,7 @@ def _result(runs: Mapping[str, tuple[Watched, LossCovariance]]) -> Susceptibilit
         {"chi": (dims, np.stack([v for v, _ in found])), "mcse": (dims, np.stack([e for _, e in found]))},
         coords={"component": list(runs)},
     )
-    warnings = [f"{name}: {sentence}" for name, (run, _) in runs.items() for sentence in run.llc.warnings]
+    warnings = [f"{name}: {sentence}" for name, (run, _) in runs.items() for sentence in run.warnings]
     for name in runs:
         bad = np.argwhere(~np.isfinite(values["chi"].sel(component=name).to_numpy()))
         if len(bad):

@@ -140,7 +140,7 @@ def _waic(run: Watched, moments: SampleMoments) -> WAIC:
         variance = moments.variance(chains).sum()
         return np.array([training + beta * variance / n, training, variance, beta * variance / 2])
 
-    warnings = run.llc.warnings
+    warnings = run.warnings
     bad = np.flatnonzero(~np.isfinite(moments.mean[run.chains]).all(0))
     if len(bad):
         warnings += (f"the loss was not finite at some draw on {len(bad)} of {n} samples, sample {bad[0]} among them",)

@@ -8,25 +8,32 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import xarray as xr
 from torch import nn
 
 from devinterp_fast.sampling import defaults, jobs
-from devinterp_fast.sampling.diagnostics import diagnose, every_chain_falls, lost_at, step_biases
+from devinterp_fast.sampling.batches import as_data
+from devinterp_fast.sampling.diagnostics import DOUBT, diagnose, leaving, lost_at, step_biases
 from devinterp_fast.sampling.objective import LossFn
+from devinterp_fast.sampling.observers import Observer, Probe
 from devinterp_fast.sampling.prepare import Prepared, prepare
+from devinterp_fast.sampling.proposals import Proposals
+from devinterp_fast.sampling.run import Floats
 from devinterp_fast.sampling.samplers import Sampler
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STEPS = (0.02, 0.06, 0.2, 0.6)
 """Step sizes of the default grid, over the stiffness nbeta h + localization."""
 
 PULLS = (0.1, 1.0, 10.0, 100.0)
-_DOUBT = 4.0  # standard errors
 _BIAS = 0.05  # of the value
 _RHAT = 1.1  # of few chains
+_PROPOSALS = 20  # a chain
+_PROPOSED = 4096  # samples
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,9 @@ class Sweep:
     """What a grid of settings gave.
 
     Attributes:
-        table: dims (nbeta, localization, lr): ``llc``, ``mcse``, ``step_bias``, ``rhat``, ``drift`` (second half less
-            first, in standard errors), ``lost`` and ``escaped`` (shares of the chains).
+        table: dims (nbeta, localization, lr): ``llc``, ``mcse``, ``step_bias``, ``acceptance`` (of Metropolis steps of
+            that size, see ``mala_acceptance``; of the sampler's own steps where it has accept-reject), ``rhat``,
+            ``drift`` (second half less first, in standard errors), ``lost`` and ``escaped`` (shares of the chains).
         settings: what ``estimate_llc(..., **sweep.settings)`` takes: the weakest localization that keeps chains in the
             basin, and with it the largest step of a bias below 5 %.
         value: the estimate there, without its step bias.
@@ -58,7 +66,9 @@ class Sweep:
         return "\n  ! ".join([line, *self.warnings])
 
     def plot(self) -> Figure:
-        """Draws estimate, step bias, R-hat and escapes over step size, one curve for each localization.
+        """Draws maps over step size and localization: estimate, acceptance, R-hat, escapes; a row a temperature.
+
+        On a plateau of the estimate neighbors have the same color; the cell of ``settings`` is framed.
 
         Returns:
             A matplotlib figure.
@@ -72,16 +82,46 @@ class Sweep:
             from matplotlib.figure import Figure as NewFigure
         except ImportError as error:
             raise MissingExtraError("plots need matplotlib: pip install 'devinterp-fast[demo]'") from error
-        figure = NewFigure(figsize=(10.0, 6.0), layout="constrained", dpi=120)
-        titles = {"llc": "LLC", "step_bias": "step bias", "rhat": "R-hat", "escaped": "escaped, share of chains"}
-        for ax, (name, title) in zip(figure.subplots(2, 2, sharex=True).flat, titles.items(), strict=True):
-            for beta in self.table["nbeta"].values:
-                for pull in self.table["localization"].values:
-                    row = self.table.sel(nbeta=beta, localization=pull)
-                    ax.plot(row["lr"], row[name], marker="o", label=f"localization {pull:g}, nbeta {beta:.3g}")
-            ax.set(xscale="log", title=title, xlabel="lr")
-        ax.legend(fontsize=7)
+        rows = self.table.sizes["nbeta"]
+        figure = NewFigure(figsize=(14.0, 0.6 + 3.0 * rows), layout="constrained", dpi=120)
+        every = figure.subplots(rows, len(_MAPS), squeeze=False, sharex=True, sharey=True)
+        for axes, beta in zip(every, self.table["nbeta"].values, strict=True):
+            for ax, (name, (title, colors, low, high)) in zip(axes, _MAPS.items(), strict=True):
+                cells = self.table[name].sel(nbeta=beta).transpose("localization", "lr")
+                _map(ax, cells, colors, low, high)
+                ax.set_title(title + (f", nbeta {beta:.3g}" if rows > 1 else ""), fontsize=10)
+                if math.isclose(beta, self.settings["nbeta"]):
+                    x, y = (list(cells[dim].values).index(self.settings[dim]) for dim in ("lr", "localization"))
+                    ax.plot(
+                        x + np.array([-0.5, 0.5, 0.5, -0.5, -0.5]), y + np.array([-0.5, -0.5, 0.5, 0.5, -0.5]),
+                        color="#b91c1c", linewidth=2.5,
+                    )  # fmt: skip
+            axes[0].set_ylabel("localization")
+        for ax in every[-1]:
+            ax.set_xlabel("lr")
         return figure
+
+
+_MAPS = {
+    "llc": ("LLC", "viridis", None, None),
+    "acceptance": ("Metropolis acceptance", "RdYlGn", 0.0, 1.0),
+    "rhat": ("R-hat", "RdYlGn_r", 1.0, 1.2),
+    "escaped": ("escaped, share of chains", "RdYlGn_r", 0.0, 1.0),
+}
+"""What is drawn: {column of the table: title, colors, lowest and highest}."""
+
+
+def _map(ax: Axes, cells: xr.DataArray, colors: str, low: float | None, high: float | None) -> None:
+    """One map with its numbers; a cell where every chain was lost is gray."""
+    image = ax.imshow(cells.values, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
+    ax.set_facecolor("#d1d5db")
+    for axis, dim in ((ax.xaxis, "lr"), (ax.yaxis, "localization")):
+        axis.set_ticks(range(cells.sizes[dim]), [f"{v:.2g}" for v in cells[dim].values], fontsize=8)
+    for (y, x), value in np.ndenumerate(cells.values):
+        text = "lost" if math.isnan(value) else f"{value:.3g}"
+        red, green, blue, _ = image.to_rgba(value) if not math.isnan(value) else (1.0, 1.0, 1.0, 1.0)
+        dark = 0.3 * red + 0.6 * green + 0.1 * blue < 0.5
+        ax.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
 def calibrate(
@@ -148,13 +188,16 @@ def calibrate(
         nbeta=each[:, 0].tolist(), localization=each[:, 1].tolist(), lr=each[:, 2].tolist(), sampler=sampler, seed=seed,
         **options,
     )  # fmt: skip
-    trace, _ = jobs.run([prepared], "calibrate", progress=progress)[0]
+    asked = Proposals(prepared, _some(prepared), max(1, draws // _PROPOSALS))
+    seeing: list[Observer] = [] if prepared.settings.sampler.corrected else [asked]
+    trace, _ = jobs.run([prepared], "calibrate", progress=progress, observers=[seeing])[0]
+    accepted = asked.probabilities if seeing else trace.gauge
     scaled = prepared.settings.nbeta[:, None] * (trace.loss - trace.baseline)
     biases = step_biases(trace, prepared.settings, scaled)
     moving = prepared.where.dim if prepared.mask is None else int(prepared.mask.sum())
     lost = lost_at(trace, prepared.settings, scaled, moving) >= 0
     rows = [
-        _cell(scaled[i : i + chains], biases[i : i + chains], lost[i : i + chains])
+        _cell(scaled[i : i + chains], biases[i : i + chains], lost[i : i + chains], accepted[i : i + chains])
         for i in range(0, len(each), chains)
     ]  # fmt: skip
     shape = (len(betas), len(pulls), len(steps))
@@ -166,17 +209,23 @@ def calibrate(
     return _chosen(table, prepared, draws)
 
 
-def _cell(scaled: np.ndarray[Any, Any], biases: np.ndarray[Any, Any], lost: np.ndarray[Any, Any]) -> dict[str, float]:
+def _some(prepared: Prepared) -> Probe:
+    """What acceptance is asked on: whole gradients would cost more than the grid where samples are many."""
+    data = prepared.data
+    return Probe(as_data(data.select(slice(0, _PROPOSED))) if data.n > _PROPOSED else data)
+
+
+def _cell(scaled: Floats, biases: Floats, lost: npt.NDArray[np.bool_], accepted: Floats) -> dict[str, float]:
     kept = scaled[~lost]
     if not len(kept):
-        nothing = dict.fromkeys(("llc", "mcse", "step_bias", "rhat", "drift", "escaped"), math.nan)
+        nothing = dict.fromkeys(("llc", "mcse", "step_bias", "acceptance", "rhat", "drift", "escaped"), math.nan)
         return {**nothing, "lost": 1.0}
     doubt = diagnose(kept)
-    below = kept.mean(1) < -_DOUBT * kept.std(1) / math.sqrt(kept.shape[1])
-    fell = float(kept.mean()) < -_DOUBT * doubt.mcse or every_chain_falls(kept)
+    below = kept.mean(1) < -DOUBT * kept.std(1) / math.sqrt(kept.shape[1])
     return {
-        "llc": float(kept.mean()), "mcse": doubt.mcse, "step_bias": float(biases[~lost].mean()), "rhat": doubt.rhat,
-        "drift": doubt.drift, "escaped": 1.0 if fell else float(below.mean()), "lost": float(lost.mean()),
+        "llc": float(kept.mean()), "mcse": doubt.mcse, "step_bias": float(biases[~lost].mean()),
+        "acceptance": float(np.nanmean(accepted[~lost])), "rhat": doubt.rhat, "drift": doubt.drift,
+        "escaped": 1.0 if leaving(kept, doubt) else float(below.mean()), "lost": float(lost.mean()),
     }  # fmt: skip
 
 
@@ -185,7 +234,7 @@ def _chosen(table: xr.Dataset, prepared: Prepared, draws: int) -> Sweep:
     cells = table.isel(nbeta=0)
     bias = np.abs(cells["step_bias"]) <= _BIAS * np.abs(cells["llc"])
     stays = (cells["escaped"] == 0) & (cells["lost"] == 0)
-    still = (np.abs(cells["drift"]) <= _DOUBT) & ~(cells["rhat"] > _RHAT)
+    still = (np.abs(cells["drift"]) <= DOUBT) & ~(cells["rhat"] > _RHAT)
     warnings = []
     for usable, complaint in (
         (stays & still & bias, ""),

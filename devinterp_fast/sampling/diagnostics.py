@@ -23,6 +23,7 @@ _BLOCKS = 1000
 _LEAST_DRAWS = 4
 _AWAY = 1e3
 _CHANCE = 6.4e-5  # of 4 standard errors, both sides
+DOUBT = 4.0  # standard errors
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,27 @@ def every_chain_falls(draws: Floats) -> bool:
         return False
     first, second = draws[:, : count // 2].mean(1), draws[:, -(count // 2) :].mean(1)
     return bool(((draws.mean(1) < 0) & (second < first)).all())
+
+
+def leaving(draws: Floats, doubt: Diagnostics) -> str:
+    """How chains leave the weights for lower loss, in words; "" if they stay.
+
+    Args:
+        draws: of nbeta (L(w) - L(w0)).
+        doubt: of their mean.
+
+    Shape:
+        draws: (chains, draws), finite.
+    """
+    mean = float(draws.mean())
+    below = mean / doubt.mcse if doubt.mcse > 0 else 0.0
+    if below < -DOUBT:
+        return f"the chains' mean loss lies {-below:.0f} standard errors below the loss at the model's weights"
+    if mean < 0 and doubt.drift < -DOUBT:
+        return f"the chains' loss is still falling ({-doubt.drift:.0f} standard errors from first to second half)"
+    if every_chain_falls(draws):
+        return "every chain's loss lies below the loss at the model's weights and is still falling"
+    return ""
 
 
 def step_biases(trace: Trace, settings: Settings, scaled: Floats) -> Floats:

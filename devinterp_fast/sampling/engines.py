@@ -68,7 +68,9 @@ class Choice:
         return "\n".join(lines)
 
 
-def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> Choice:
+def choose(
+    backend: str, model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype = torch.float32
+) -> Choice:
     """Chooses between the engines.
 
     Args:
@@ -76,6 +78,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
         model: at the center.
         objective: the loss.
         data: all samples.
+        dtype: in which the native engine would run; chains run in float32 alone.
 
     Raises:
         ValueError: the backend is unknown.
@@ -86,7 +89,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
     if backend == "torch":
         return Choice("torch", "it was asked for", None)
     try:
-        program = _capture(model, objective, data)
+        program = _capture(model, objective, data, dtype)
     except native.Unsupported as why:
         if backend == "native":
             raise ModelError(
@@ -96,20 +99,27 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data) -> 
     return Choice("native", "the model was captured, its loss and gradient agree with autograd", program)
 
 
-def _capture(model: nn.Module, objective: Objective, data: Data) -> native.Program:
+def _capture(model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype) -> native.Program:
     if objective.with_model:
         raise native.Unsupported("the loss is a function of the model, not a criterion on its output")
     x, y = data.tensors.values()
-    return native.capture(model, objective.loss_fn, x, y)
+    return native.capture(model, objective.loss_fn, x, y, dtype)
 
 
 class NativeEngine:
     """Runs a captured model: all chains and all steps in C++, a few calls in all."""
 
     def __init__(
-        self, program: native.Program, center: Tensor, baseline: Tensor, mask: Tensor | None, settings: Settings
+        self,
+        program: native.Program,
+        center: Tensor,
+        baseline: Tensor,
+        mask: Tensor | None,
+        settings: Settings,
+        threads: int | None = None,
     ):
         self.program, self.center, self.baseline, self.mask, self.settings = program, center, baseline, mask, settings
+        self.threads = torch.get_num_threads() if threads is None else threads
 
     @property
     def name(self) -> str:
@@ -119,12 +129,12 @@ class NativeEngine:
     def run(
         self, progress: Callable[[int, str], None], see: See | None = None, stop: Callable[[], bool] = lambda: False
     ) -> Trace:
-        """As ``Engine.run``; the result does not depend on ``torch.get_num_threads()``, which it uses."""
+        """As ``Engine.run``; the result does not depend on the number of threads."""
         s = self.settings
         run = native.NativeRun(
             self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
             nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
-            batch_size=s.batch_size, threads=torch.get_num_threads(), baseline=self.baseline.numpy(),
+            batch_size=s.batch_size, threads=self.threads, baseline=self.baseline.numpy(),
             sampler=s.sampler, anchor=self._anchor(), start=s.start, settled=s.adapts_until,
         )  # fmt: skip
 
@@ -154,8 +164,9 @@ def make(
     baseline: Tensor,
     mask: Tensor | None,
     settings: Settings,
+    threads: int | None = None,
 ) -> Engine:
-    """Builds the engine of a choice; the arguments are those of ``TorchEngine``."""
+    """Builds the engine of a choice; the arguments are those of ``TorchEngine``, and threads of the native one."""
     if choice.program is not None:
-        return NativeEngine(choice.program, center, baseline, mask, settings)
+        return NativeEngine(choice.program, center, baseline, mask, settings, threads)
     return TorchEngine(private_copy(model), objective, data, where, center, baseline, mask, settings)

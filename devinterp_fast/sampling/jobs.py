@@ -10,9 +10,10 @@ from torch import Tensor
 
 from devinterp_fast._interrupt import Interrupt
 from devinterp_fast.progress import ProgressBar
+from devinterp_fast.sampling.goal import at_a_tenth, missing
 from devinterp_fast.sampling.observers import Draw, Evaluator, Observer
 from devinterp_fast.sampling.prepare import Prepared
-from devinterp_fast.sampling.run import Floats, See, Trace
+from devinterp_fast.sampling.run import Floats, See, Settings, Trace, joined, stretch
 from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
 
@@ -22,7 +23,7 @@ def run(
     """Runs every chain of every job to its end, or to Ctrl-C: then what was recorded is kept and marked.
 
     A job's chains are numbered from 0 whatever the other jobs are, so it gives the same bits alone. Threads are spread
-    over the chains of a job and, where there are more threads than chains, over native jobs.
+    over the chains of a job and, where there are more threads than chains, over native jobs, which share them.
 
     Args:
         jobs: what to run.
@@ -37,23 +38,44 @@ def run(
         KeyboardInterrupt: Ctrl-C before the first draw, or a second time.
     """
     watching = [[] for _ in jobs] if observers is None else observers
-    updates = [job.settings.steps * job.settings.chains for job in jobs]
+    updates = [job.settings.steps * job.settings.chains * (5 if job.tenth else 4) // 4 for job in jobs]
     done = [0] * len(jobs)
+    threads = torch.get_num_threads()
+    workers = min(len(jobs), threads // max(job.settings.chains for job in jobs))
+    apart = workers > 1 and not any(watching) and all(job.choice.program for job in jobs)
     with ProgressBar(title, sum(updates), show=progress) as bar, Interrupt() as stop:
 
         def one(number: int) -> tuple[Trace, str]:
+            job, shown, name = jobs[number], _shown_to(jobs[number], watching[number]), ""
+            before = 0
+
             def report(updated: int, note: str) -> None:
-                done[number] = updated
+                done[number] = before + updated
                 bar.update(sum(done), note)
 
-            job = jobs[number]
-            engine = job.engine()
-            trace = engine.run(report, _shown_to(job, watching[number]), stop)
-            done[number] = updates[number]
-            return trace, engine.name
+            def advance(settings: Settings, drawn: int) -> Trace:
+                nonlocal name, before
+                engine = job.engine(settings, threads=threads // workers if apart else None)
+                name, before = engine.name, done[number]
+                return engine.run(report, _later(shown, drawn), stop)
 
-        workers = torch.get_num_threads() // max(job.settings.chains for job in jobs)
-        if workers > 1 and not any(watching) and all(job.choice.program for job in jobs):
+            trace = None
+            while more := missing(job, trace):
+                if trace is not None and stop():
+                    trace.interrupted = True
+                    break
+                drawn = 0 if trace is None else trace.loss.shape[1]
+                trace = joined(trace, advance(stretch(job.settings, trace, more), drawn))
+            assert trace is not None
+            weaker = None if stop() else at_a_tenth(job, trace)
+            if weaker is not None:
+                shown = None
+                beside = advance(weaker, 0)
+                trace.tenth = None if stop() else beside
+            done[number] = max(updates[number], done[number])
+            return trace, name
+
+        if apart:
             with ThreadPoolExecutor(workers) as pool:
                 results = list(pool.map(one, range(len(jobs))))
         else:
@@ -63,7 +85,8 @@ def run(
         if not results:
             raise KeyboardInterrupt
         for trace, _ in results:
-            trace.interrupted = trace.recorded()[1] < trace.loss.shape[1] or len(trace.recorded()[0]) < len(trace.loss)
+            chains, draws = trace.recorded()
+            trace.interrupted |= draws < trace.loss.shape[1] or len(chains) < len(trace.loss)
     return results
 
 
@@ -78,3 +101,14 @@ def _shown_to(job: Prepared, observers: Sequence[Observer]) -> See | None:
                 observer.see(Draw(k, chains, w, loss, baseline, evaluator))
 
     return see
+
+
+def _later(see: See | None, drawn: int) -> See | None:
+    """``see`` of a run that has drawn before."""
+    if see is None or drawn == 0:
+        return see
+
+    def later(k: int, chains: slice, w: Tensor, loss: Floats, baseline: Floats) -> None:
+        see(drawn + k, chains, w, loss, baseline)
+
+    return later

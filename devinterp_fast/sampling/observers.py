@@ -138,6 +138,19 @@ class Draw:
         return self.evaluator.values(self.w, probe)
 
 
+def grown(kept: npt.NDArray[Any], draw: int) -> npt.NDArray[Any]:
+    """An array (chains, draws, ...) with room for this draw too: a run whose length was left open may go on.
+
+    It doubles, so that a draw costs the same however long the run; what is new is NaN.
+    """
+    have = kept.shape[1]
+    if draw < have:
+        return kept
+    out = np.full((len(kept), max(draw + 1, 2 * have), *kept.shape[2:]), np.nan, dtype=kept.dtype)
+    out[:, :have] = kept
+    return out
+
+
 class Observer(Protocol):
     """Looks at draws."""
 

@@ -20,9 +20,10 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import LossError
 from devinterp_fast.sampling import defaults, engines, warmup
 from devinterp_fast.sampling.batches import Data, as_data, check_batches
+from devinterp_fast.sampling.diagnostics import diagnose, leaving
 from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, Objective
-from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.run import Goal, Settings, Trace
 from devinterp_fast.sampling.samplers import KINDS, Sampler
 from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undisturbed
 
@@ -47,6 +48,8 @@ class RunOptions(TypedDict, total=False):
     mask: Tensor | dict[str, Tensor] | None
     backend: str
     seed: int
+    mcse: float | None
+    gradients: int | None
     progress: bool
 
 
@@ -68,6 +71,9 @@ class Prepared:
         settings: "auto" resolved.
         auto_lr: whether the step size was left to us.
         choice: which engine runs, and why.
+        goal: until when the run goes on, or None: as many draws as the settings say.
+        tenth: whether a few chains go on at a tenth of the localization.
+        left: a weaker localization at which the warm-up's chains left the basin, or 0.
 
     Shape:
         center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
@@ -83,12 +89,20 @@ class Prepared:
     settings: Settings
     auto_lr: bool
     choice: engines.Choice
+    goal: Goal | None = None
+    tenth: bool = False
+    left: float = 0.0
 
-    def engine(self, settings: Settings | None = None) -> engines.Engine:
-        """The engine of ``choice``, for the run's own settings or others."""
+    @property
+    def moving(self) -> int:
+        """The number of coordinates that move."""
+        return self.where.dim if self.mask is None else int(self.mask.sum())
+
+    def engine(self, settings: Settings | None = None, threads: int | None = None) -> engines.Engine:
+        """The engine of ``choice``, for the run's own settings or others, on torch's threads or as many as said."""
         return engines.make(
             self.choice, self.model, self.objective, self.data, self.where, self.center, self.baseline, self.mask,
-            self.settings if settings is None else settings,
+            self.settings if settings is None else settings, threads,
         )  # fmt: skip
 
 
@@ -111,8 +125,15 @@ def prepare(
     mask: Mask | None = None,
     backend: str = "auto",
     seed: int = 0,
+    mcse: float | None = None,
+    gradients: int | None = None,
+    tenth: bool = False,
+    one_step: bool = False,
 ) -> Prepared:
     """Checks everything, fills in what is "auto", and chooses the engine; see ``estimate_llc`` for the arguments.
+
+    ``tenth`` asks for chains at a tenth of an "auto" localization, ``one_step`` that no chain has another step size
+    than the others unless ``lr`` says so.
 
     Raises:
         ShapeError, DTypeError, DeviceError, DataError, LossError, ModelError: an input does not fit; one sentence.
@@ -123,6 +144,7 @@ def prepare(
     moves = None if mask is None else mask_of(mask, model, where)
     _choice("backend", backend, engines.BACKENDS)
     chosen = _sampler(sampler)
+    _check_goal(draws, mcse, gradients)
     settings = _settings(
         samples.n, chains=chains, draws=draws, burn_in=burn_in, thin=thin, localization=localization,
         nbeta=nbeta, n=n, batch_size=batch_size, batches=_batches(batches, chosen), seed=seed, lr=lr, sampler=chosen,
@@ -140,28 +162,92 @@ def prepare(
             stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=pull)
             settings.lr[:] = defaults.STEP / stiff
     ready = Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
-    open_ = all(isinstance(x, str) and x == "auto" for x in (lr, draws, burn_in)) and thin == 1
+    work = _budget(ready, gradients)
+    open_ = all(isinstance(x, str) for x in (lr, draws, burn_in)) and thin == 1
+    spent = settings.burn_in
     if open_ and curvature is not None and stiff is not None and (sampler == "auto") <= (batches == "auto"):
-        ready = _warmed(ready, curvature, stiff, sampler)
-    return ready
+        ready, spent = _warmed(ready, curvature, stiff, sampler, work, ladder=isinstance(localization, str))
+    if isinstance(draws, str):
+        ready = replace(ready, goal=_goal(ready.settings, work, samples.n, spent, mcse))
+    return replace(
+        ready,
+        settings=_of_one_step(ready.settings) if one_step and isinstance(lr, str) else ready.settings,
+        tenth=tenth and isinstance(localization, str),
+    )
 
 
-def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float, sampler: str | Sampler) -> Prepared:
-    """Lets ``warmup`` choose the sampler, if that is open, and runs what it needs to."""
-    s, dim = ready.settings, ready.where.dim
-    program = ready.choice.program
+def _budget(ready: Prepared, gradients: int | None) -> warmup.Budget:
+    """What the run may cost: the default of its engine, or that many gradients of a minibatch."""
+    s, dim, program = ready.settings, ready.where.dim, ready.choice.program
     if program is not None:
         budget = warmup.Budget(max(program.description.multiply_adds, dim), 0.0, warmup.NATIVE_WORK)
     else:
         alone = dim * ready.data.n > VMAP_LIMIT
         budget = warmup.Budget(3.0 * dim, warmup.CALL * (s.chains if alone else 1), warmup.TORCH_WORK)
+    if gradients is None:
+        return budget
+    size = min(s.batch_size, ready.data.n)
+    return replace(budget, work=gradients * (budget.call + budget.sample * size * s.chains))
+
+
+def _goal(s: Settings, work: warmup.Budget, n: int, spent: int, mcse: float | None) -> Goal:
+    """The error to reach, and the draws that the gradients allow after those spent already."""
+    allowed = work.gradients(n if s.batches == "full" else s.batch_size, s.chains) - spent
+    most = allowed // (s.thin * s.sampler.trajectory)
+    return Goal(0.05 if mcse is None else float(mcse), max(s.draws, most))
+
+
+def _of_one_step(s: Settings) -> Settings:
+    """All chains at the smallest step of any."""
+    return replace(s, lr=np.full(s.chains, s.lr.min()))
+
+
+def _warmed(
+    ready: Prepared,
+    curvature: defaults.Curvature,
+    stiff: float,
+    sampler: str | Sampler,
+    budget: warmup.Budget,
+    *,
+    ladder: bool,
+) -> tuple[Prepared, int]:
+    """Lets ``warmup`` choose the sampler, if that is open, and runs what it needs to; and says what that took.
+
+    With ``ladder`` the localization is open: the warm-up is run again at ten and a hundred times the pull where its
+    chains leave the basin; where they leave at all of them, the first stands.
+
+    Returns:
+        The run, and the gradients that each chain of its warm-up has taken.
+    """
+    for pull in (1.0, 10.0, 100.0) if ladder else (1.0,):
+        s = replace(ready.settings, localization=pull * ready.settings.localization)
+        more = float((s.localization - ready.settings.localization).max())
+        found, spent, late = _warm(replace(ready, settings=s), curvature, stiff + more, sampler, budget)
+        stays = not len(late) or not leaving(late, diagnose(late))
+        if pull == 1.0:
+            first = found, spent
+        if stays:
+            return replace(found, left=0.1 * float(s.localization[0]) if pull > 1 else 0.0), spent
+    return first
+
+
+def _warm(
+    ready: Prepared, curvature: defaults.Curvature, stiff: float, sampler: str | Sampler, budget: warmup.Budget
+) -> tuple[Prepared, int, Floats]:
+    """The warm-up at one localization: the run, the gradients taken, and the later half of nbeta (L(w) - L(w0))."""
+    s, dim = ready.settings, ready.where.dim
     if sampler == "auto":
         name, limit = warmup.automatic(s.sampler, budget, ready.data.n, s.batch_size, s.chains)
     else:
         name, limit = s.sampler.name, warmup.limit(sampler, budget, ready.data.n, s.batch_size, s.chains)
+    spent, seen = 0, []
 
     def run(settings: Settings) -> Trace:
-        return ready.engine(settings).run(lambda done, note: None)
+        nonlocal spent
+        trace = ready.engine(settings).run(lambda done, note: None)
+        spent += settings.steps * settings.sampler.trajectory
+        seen.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
+        return trace
 
     def stiffness_at(w: Tensor) -> float:
         nbeta, pull = float(s.nbeta.max()), float(s.localization.max())
@@ -170,10 +256,15 @@ def _warmed(ready: Prepared, curvature: defaults.Curvature, stiff: float, sample
 
     if name in ("hmc", "mala"):
         full = replace(s, batches="full", batch_size=ready.data.n, sampler=replace(s.sampler, name=name))
-        return replace(ready, settings=warmup.hmc(run, full, stiff, limit, budget.gradients(ready.data.n, s.chains)))
-    if name == "sgnht" and limit:
-        return replace(ready, settings=warmup.sgnht(run, s, stiff, limit, stiffness_at))
-    return ready
+        s = warmup.hmc(run, full, stiff, limit, budget.gradients(ready.data.n, s.chains))
+    elif name == "sgnht" and limit:
+        s = warmup.sgnht(run, s, stiff, limit, stiffness_at)
+        spent += s.burn_in
+    else:
+        return ready, s.burn_in, np.zeros((0, 0))
+    late = np.concatenate(seen, 1)
+    late = late[:, late.shape[1] // 2 :]
+    return replace(ready, settings=s), spent, late[np.isfinite(late).all(1)]
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -203,6 +294,16 @@ def _per_chain(name: str, value: PerChain, chains: int, *, zero: bool = False) -
         least = "at least 0" if zero else "above 0"
         raise ValueError(f"{name}: expected finite numbers {least}, got {value!r}")
     return out
+
+
+def _check_goal(draws: int | str, mcse: float | None, gradients: int | None) -> None:
+    for name, value in (("mcse", mcse), ("gradients", gradients)):
+        if value is not None and not isinstance(draws, str):
+            raise ValueError(f"{name}: expected none where draws says how many, got {value!r} and draws={draws!r}")
+    if mcse is not None and not (isinstance(mcse, int | float) and 0 < mcse < math.inf):
+        raise ValueError(f"mcse: expected a share of the value above 0, got {mcse!r}")
+    if gradients is not None:
+        _count("gradients", gradients, 1)
 
 
 def _sampler(sampler: str | Sampler) -> Sampler:

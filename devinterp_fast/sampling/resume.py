@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from devinterp_fast import store
 from devinterp_fast._interrupt import Interrupt
 from devinterp_fast.errors import RunFolderError
 from devinterp_fast.progress import ProgressBar
+from devinterp_fast.sampling.goal import at_a_tenth, missing
 from devinterp_fast.sampling.prepare import Prepared
-from devinterp_fast.sampling.run import Settings, State, Trace
+from devinterp_fast.sampling.run import State, Trace, joined, stretch
 
-_FORMAT = 1
+_FORMAT = 2
 _STRETCHES = 20
 _CURVES = ("loss", "baseline", "energy", "gauge")
 _ROWS = ("w", "first", "second")
@@ -56,39 +57,29 @@ def run(job: Prepared, path: str | os.PathLike[str], title: str, *, progress: bo
     done = _load(file, identity)
     name = job.engine().name
     every = -(-s.draws // _STRETCHES)
-    before = 0
+    before = 0 if done is None else done.loss.shape[1] * s.thin * s.chains
     with ProgressBar(title, s.steps * s.chains, show=progress) as bar, Interrupt() as stop:
 
         def report(updates: int, note: str) -> None:
             bar.update(before + updates, note)
 
-        while (have := _draws(done)) < s.draws and not stop():
-            stretch = _stretch(s, done, min(every, s.draws - have))
-            before = (stretch.first_step - s.first_step) * s.chains
-            trace = job.engine(stretch).run(report, None, stop)
-            done = trace if done is None else _joined(done, trace)
-            if not stop():
-                _save(file, identity, done)
-    if done is None or (stop() and _draws(done) < s.draws):
-        raise KeyboardInterrupt
+        while (more := missing(job, done)) and not stop():
+            part = stretch(s, done, min(every, more))
+            trace = job.engine(part).run(report, None, stop)
+            if stop():
+                break
+            done, before = joined(done, trace), before + part.steps * s.chains
+            _save(file, identity, done)
+        if done is None or stop():
+            raise KeyboardInterrupt
+        weaker = at_a_tenth(job, done) if done.tenth is None else None
+        if weaker is not None:
+            tenth = job.engine(weaker).run(report, None, stop)
+            if stop():
+                raise KeyboardInterrupt
+            done.tenth = tenth
+            _save(file, identity, done)
     return done, name
-
-
-def _draws(done: Trace | None) -> int:
-    return 0 if done is None else done.loss.shape[1]
-
-
-def _stretch(s: Settings, done: Trace | None, draws: int) -> Settings:
-    """The settings of the next ``draws`` draws."""
-    settled = s.adapts_until
-    if done is None:
-        return replace(s, draws=draws, settled=settled)
-    return replace(s, draws=draws, burn_in=s.thin - 1, start=done.state, settled=settled)
-
-
-def _joined(a: Trace, b: Trace) -> Trace:
-    curves: dict[str, Any] = {name: np.concatenate([getattr(a, name), getattr(b, name)], 1) for name in _CURVES}
-    return replace(b, **curves)
 
 
 def _identity(job: Prepared) -> dict[str, Any]:
@@ -99,7 +90,8 @@ def _identity(job: Prepared) -> dict[str, Any]:
         "thin": s.thin, "lr": s.lr.tolist(), "localization": s.localization.tolist(), "nbeta": s.nbeta.tolist(),
         "batches": s.batches, "batch_size": s.batch_size, "seed": s.seed, "sampler": asdict(s.sampler),
         "first_step": s.first_step, "weights": _digest(job.center), "data": _digest(job.baseline),
-        "mask": None if job.mask is None else _digest(job.mask),
+        "mask": None if job.mask is None else _digest(job.mask), "tenth": job.tenth,
+        "goal": None if job.goal is None else asdict(job.goal),
     }  # fmt: skip
 
 
@@ -111,6 +103,8 @@ def _save(file: Path, identity: dict[str, Any], done: Trace) -> None:
     assert done.state is not None
     tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(done, name))) for name in _CURVES}
     tensors |= {name: getattr(done.state, name).contiguous() for name in _ROWS}
+    if done.tenth is not None:
+        tensors |= {f"tenth {name}": torch.from_numpy(getattr(done.tenth, name)) for name in (*_CURVES, "diverged")}
     tensors["thermostat"] = torch.from_numpy(done.state.thermostat)
     tensors["diverged"] = torch.from_numpy(done.state.diverged)
     tensors["step"] = torch.tensor(done.state.step)
@@ -142,4 +136,5 @@ def _load(file: Path, identity: dict[str, Any]) -> Trace | None:
     w, first, second = (tensors[name] for name in _ROWS)
     diverged = tensors["diverged"].numpy()
     state = State(int(tensors["step"]), w, first, second, tensors["thermostat"].numpy(), diverged)
-    return Trace(loss, baseline, energy, gauge, diverged, state)
+    held = [tensors[key].numpy() for key in (f"tenth {name}" for name in (*_CURVES, "diverged")) if key in tensors]
+    return Trace(loss, baseline, energy, gauge, diverged, state, tenth=Trace(*held) if held else None)

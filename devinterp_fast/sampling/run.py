@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,23 @@ class Settings:
         return since // self.thin if since >= 0 and since % self.thin == 0 else None
 
 
+@dataclass(frozen=True)
+class Goal:
+    """Until when a run goes on whose number of draws was left open.
+
+    Attributes:
+        mcse: the standard error to reach, as a share of the value.
+        most: draws of each chain at which its limit of gradients is spent.
+    """
+
+    mcse: float
+    most: int
+
+    def allowed(self, value: float) -> float:
+        """The standard error to reach: of a value near 0, that of 0.1, below which no coefficient is told apart."""
+        return self.mcse * max(abs(value), 0.1)
+
+
 @dataclass
 class Trace:
     """What the chains left behind.
@@ -96,6 +114,8 @@ class Trace:
         right: of SGLD the virial (w - center) . (nbeta g), NaN where it was not taken; with momentum the mean p^2; of
         HMC the probability of acceptance; diverged: (chains), the first step whose loss was not finite, or -1. Draws
         not reached by an interrupted run are NaN.
+
+    ``tenth`` is what a few chains did afterwards at a tenth of the localization.
     """
 
     loss: Floats
@@ -105,6 +125,7 @@ class Trace:
     diverged: npt.NDArray[np.int64]
     state: State | None = None
     interrupted: bool = False
+    tenth: Trace | None = None
 
     def recorded(self) -> tuple[npt.NDArray[np.int64], int]:
         """The chains and the number of draws to keep: all of them, unless the run was interrupted.
@@ -115,3 +136,21 @@ class Trace:
         reached = np.where(self.diverged >= 0, draws, np.isfinite(self.loss).sum(1))
         options = [(np.flatnonzero(reached >= d), int(d)) for d in np.unique(reached) if d > 0]
         return max(options, key=lambda option: len(option[0]) * option[1], default=(np.arange(0), 0))
+
+
+def stretch(settings: Settings, done: Trace | None, draws: int) -> Settings:
+    """The settings of a run's next ``draws`` draws, from where ``done`` left its chains."""
+    if done is None:
+        return replace(settings, draws=draws, settled=settings.adapts_until)
+    return replace(settings, draws=draws, burn_in=settings.thin - 1, start=done.state, settled=settings.adapts_until)
+
+
+def joined(done: Trace | None, more: Trace) -> Trace:
+    """A run and its next stretch as one."""
+    if done is None:
+        return more
+    curves: dict[str, Any] = {
+        name: np.concatenate([getattr(done, name), getattr(more, name)], 1)
+        for name in ("loss", "baseline", "energy", "gauge")
+    }
+    return replace(more, **curves)
