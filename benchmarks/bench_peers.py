@@ -108,13 +108,13 @@ def ours(w, steps, thin=1):
     )  # fmt: skip
 
 
-def theirs(w, loader, init_loss, draws, chains):
+def theirs(w, loader, init_loss, draws, chains, burn_in=0):
     from devinterp.optim.sgld import SGLD
     from devinterp.slt.sampler import estimate_learning_coeff_with_summary
 
     return estimate_learning_coeff_with_summary(
         w.model, loader, evaluate=lambda model, batch: w.loss(model(batch[0]), batch[1]), sampling_method=SGLD,
-        optimizer_kwargs=dict(w.settings), num_draws=draws, num_chains=chains, num_burnin_steps=0,
+        optimizer_kwargs=dict(w.settings), num_draws=draws, num_chains=chains, num_burnin_steps=burn_in,
         init_loss=init_loss, device="cpu", seed=0, verbose=False,
     )  # fmt: skip
 

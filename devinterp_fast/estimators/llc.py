@@ -21,7 +21,7 @@ from devinterp_fast.errors import NumericalError
 from devinterp_fast.sampling import engines, jobs, resume
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.checkpoints import as_models
-from devinterp_fast.sampling.diagnostics import DOUBT
+from devinterp_fast.sampling.diagnostics import DOUBT, reached
 from devinterp_fast.sampling.goal import change_at_a_tenth
 from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 _RHAT = 1.05
+_REACHED = 0.15  # of the energy; where it was less, deep narrow nets on minibatches read a quarter low
 _DIFFERS = 3.0  # standard errors, and
 _SHARE = 0.05  # of the value
 _BIAS = 0.1  # of the value
@@ -274,7 +275,12 @@ def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> 
         )
     change, tenth_mcse = change_at_a_tenth(prepared, trace)
     verdict, warnings = _doubts(found, prepared, diverged, settings)
-    warnings = (*cut, *warnings, *_of_localization(found, change, tenth_mcse, prepared))
+    warnings = (
+        *cut,
+        *warnings,
+        *_of_localization(found, change, tenth_mcse, prepared),
+        *_of_reach(trace, found, prepared),
+    )
     dims = ("chain", "draw")
     used = {
         "lr": settings.lr.tolist(), "localization": settings.localization.tolist(),
@@ -305,6 +311,18 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
         "run it again for the rest"
     )
     return *part(trace, settings, chains, draws), (sentence,)
+
+
+def _of_reach(trace: Trace, found: Pooled, prepared: Prepared) -> list[str]:
+    """The sentence for chains that a warm-up could not carry through what the localization leaves open."""
+    settings = prepared.settings
+    share = reached(trace, settings, prepared.center.double().numpy(), found.value, prepared.moving)
+    if settings.start is None or not share < _REACHED:
+        return []
+    return [
+        f"the chains fill {100 * share:.0f} % of what the localization lets them: directions still open may hold more; "
+        "raise gradients or localization"
+    ]
 
 
 def _doubts(

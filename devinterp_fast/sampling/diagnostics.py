@@ -231,3 +231,33 @@ def extrapolation(settings: Settings, healthy: npt.NDArray[np.bool_]) -> Floats:
     off = lr - lr.mean()
     weights: Floats = 1 / len(lr) - lr.mean() * off / (off**2).sum()
     return weights
+
+
+def reached(trace: Trace, settings: Settings, center: Floats, value: float, moving: int) -> float:
+    """How much of the posterior's energy the chains have found: (localization |w - center|^2 + 2 value) / dim.
+
+    E[(w - center) . grad U] = dim of a perfect sampler. The pull's part is what it is at the chains' last step; the
+    loss's is 2 value where it grows as the square, and more where it is flatter, so this errs low there. Far below 1,
+    directions that localization alone bounds are hardly filled, and what lies along them is not in the value.
+
+    Args:
+        trace: of the run.
+        settings: of the run.
+        center: of the chains.
+        value: nbeta (mean L(w_t) - L(w0)).
+        moving: number of moving coordinates.
+
+    Returns:
+        NaN where the chains' last places are not kept.
+
+    Shape:
+        center: (dim,).
+
+    Source:
+        Tolman (1918), the equipartition theorem.
+    """
+    if trace.state is None:
+        return math.nan
+    away = ((trace.state.w.double().numpy() - center) ** 2).sum(1)
+    healthy = np.isfinite(away)
+    return float(((settings.localization * away)[healthy].mean() + 2 * value) / moving) if healthy.any() else math.nan
