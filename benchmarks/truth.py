@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable
 from itertools import combinations
@@ -23,12 +24,14 @@ from harness import RESULTS, record
 from truth_systems import NBETA, System, crossing, deep_linear, random_deep_linear, regular, superposition
 
 import devinterp_fast as dif
+from devinterp_fast.sampling import defaults
 from devinterp_fast.sampling.prepare import prepare
-from devinterp_fast.sampling.samplers import Sampler
+from devinterp_fast.sampling.samplers import KINDS, PRECONDITIONED, Sampler
 
 HELD_OUT = 1000  # first seed of the scored nets
 SAMPLES = 100_000
 STEPS = (0.02, 0.1, 0.5)  # over the stiffness
+EPSILON = 1e-3  # of the preconditioned samplers' metric: below the gradients met, or they are plain SGLD
 REDUCED_RANK = ([6, 6, 6], 3), ([8, 4, 8], 2), ([5, 7, 6], 3), ([10, 10, 10], 2), ([12, 5, 4], 1)
 
 
@@ -142,14 +145,16 @@ def coverage(rows: Rows, nets: int) -> None:
 def samplers(rows: Rows, nets: int) -> None:
     """Each sampler at three step sizes, 4,000 steps of burn-in and 4,000 draws of 8 chains (HMC: a tenth, of 16)."""
     for i in range(nets):
-        for name in ("sgld", "rmsprop_sgld", "adam_sgld", "sghmc", "sgnht", "mala", "hmc"):
+        full, sampled = (random_deep_linear(HELD_OUT + i, samples) for samples in (None, SAMPLES))
+        auto = prepare(full.model, full.loss, full.data, nbeta=NBETA, draws=1)
+        stiffness = defaults.STEP / float(auto.settings.lr[0])
+        for name in KINDS:
             corrected = name in ("mala", "hmc")
-            count = 400 if name == "hmc" else 4000
-            system = random_deep_linear(HELD_OUT + i, None if corrected else SAMPLES)
-            auto = prepare(system.model, system.loss, system.data, nbeta=NBETA, draws=1)
-            metric = 0.1 if name in ("rmsprop_sgld", "adam_sgld") else 1.0  # the metric is 1 / epsilon at w0
+            system, count = (full, 400 if name == "hmc" else 4000) if corrected else (sampled, 4000)
+            # Where the stiffest direction's rms gradient is sqrt(stiffness) / nbeta, its metric is the inverse of this.
+            metric = math.sqrt(stiffness) / NBETA + EPSILON if KINDS[name] == PRECONDITIONED else 1.0
             for step in STEPS:
-                options = {"lr": step / 0.2 * float(auto.settings.lr[0]) * metric, "sampler": Sampler(name)}
+                options = {"lr": step / stiffness * metric, "sampler": Sampler(name, epsilon=EPSILON)}
                 options |= {"draws": count, "burn_in": count}
                 rows.add(
                     f"{name} {step:g}", system.name, lambda system=system, options=options: attempt(system, **options)

@@ -102,30 +102,29 @@ def regular(d: int, seed: int) -> System:
 
 
 class Crossing(nn.Module):
-    """(prod w_i^{k_i}) x at w = 0."""
+    """(prod w_i^{k_i}) x at w = 0: layer i of width 1, k_i times."""
 
     def __init__(self, powers: list[int]):
         super().__init__()
         self.powers = powers
-        self.w = nn.Parameter(torch.zeros(len(powers)))
+        self.layers = nn.ModuleList([nn.Linear(1, 1, bias=False) for _ in powers])
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        product = x
-        for k, w in zip(self.powers, self.w, strict=True):
-            product = product * w**k
-        return product
+        for k, layer in zip(self.powers, self.layers, strict=True):
+            for _ in range(k):
+                x = layer(x)
+        return x
 
 
 def crossing(powers: list[int]) -> System:
-    """K = 1/2 prod w_i^(2 k_i); layers of width 1 where all powers are 1, which the native engine captures."""
-    if set(powers) == {1}:
-        model: nn.Module = DeepLinear([1] * (len(powers) + 1), 0, 0)
-    else:
-        model = Crossing(powers)
+    """K = 1/2 prod w_i^(2 k_i)."""
     coefficient, m = exact.normal_crossing(powers)
     name = " ".join(f"w{i + 1}^{2 * k}" for i, k in enumerate(powers))
     data = (torch.ones(1, 1), torch.zeros(1, 1))
-    return System(name, "normal crossing", model, half_squared, data, coefficient, m, quadrature(powers), "quadrature")
+    target = quadrature(powers)
+    return System(name, "normal crossing", Crossing(powers), half_squared, data, coefficient, m, target, "quadrature")
 
 
 def quadrature(powers: list[int], nbeta: float = NBETA, localization: float = LOCALIZATION) -> float:

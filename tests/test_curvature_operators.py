@@ -99,19 +99,24 @@ LOSSES = {"cross-entropy": (nn.CrossEntropyLoss(), True), "squared": (nn.MSELoss
 CLOSE = {"rtol": 0.0, "atol": 1e-12}  # float64: some hundred operations on numbers of order one, each 1e-16
 
 
-@pytest.mark.parametrize("batch_size", [None, 4], ids=["whole", "ragged blocks"])
+@pytest.mark.parametrize(
+    "settings", [{"backend": "torch"}, {"backend": "torch", "batch_size": 4}, {}], ids=["whole", "ragged", "auto"]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("model", MODELS)
-def test_products_are_those_of_the_dense_matrices(model, loss, batch_size):
+def test_products_are_those_of_the_dense_matrices(model, loss, settings):
     net, (criterion, classes) = MODELS[model](), LOSSES[loss]
     x, y = data(classes)
     truth = Dense(net, criterion, x, y)
-    settings = {"batch_size": batch_size}
-    torch.testing.assert_close(dense(dif.hessian(net, criterion, (x, y), **settings)), truth.hessian(), **CLOSE)
+    H = dif.hessian(net, criterion, (x, y), **settings)
+    torch.testing.assert_close(dense(H), truth.hessian(), **CLOSE)
+    assert H.engine.startswith("torch/" if settings or model == "fused attention" else "native/")
     torch.testing.assert_close(dense(dif.ggn(net, criterion, (x, y), **settings)), truth.ggn(), **CLOSE)
     J, G = truth.jacobian(), truth.gradients()
     torch.testing.assert_close(
-        dense(dif.ntk(net, criterion, (x, y), **settings)), torch.einsum("ncp,ncq->pq", J, J) / N, **CLOSE
+        dense(dif.ntk(net, criterion, (x, y), batch_size=settings.get("batch_size"))),
+        torch.einsum("ncp,ncq->pq", J, J) / N,
+        **CLOSE,
     )
     fisher = dif.fisher(net, criterion, (x, y), **settings)
     torch.testing.assert_close(dense(fisher), G.T @ G / N, **CLOSE)
@@ -119,45 +124,52 @@ def test_products_are_those_of_the_dense_matrices(model, loss, batch_size):
     torch.testing.assert_close(fisher.gradient(), G.mean(0), **CLOSE)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["hessian", "ggn", "fisher"])
-def test_native_and_torch_engines_agree(kind):
-    net = small().float()
+def test_native_and_torch_engines_agree(kind, dtype):
+    net = small().to(dtype)
     x, y = data()
-    native = getattr(dif, kind)(net, nn.CrossEntropyLoss(), (x.float(), y), backend="native")
-    other = getattr(dif, kind)(net, nn.CrossEntropyLoss(), (x.float(), y), backend="torch")
+    native = getattr(dif, kind)(net, nn.CrossEntropyLoss(), (x.to(dtype), y), backend="native")
+    other = getattr(dif, kind)(net, nn.CrossEntropyLoss(), (x.to(dtype), y), backend="torch")
+    assert native.dtype == other.dtype == dtype
     assert native.engine.startswith("native/")
     assert other.engine.startswith("torch/")
-    # two float32 evaluations: sums of up to N x width terms of order one, each rounded to 6e-8
-    torch.testing.assert_close(dense(native), dense(other), rtol=0.0, atol=100 * 6e-8)
-    torch.testing.assert_close(native.gradient(), other.gradient(), rtol=0.0, atol=100 * 6e-8)
+    # two evaluations: sums of up to N x width terms of order one, each rounded to eps / 2
+    close = {"rtol": 0.0, "atol": 50 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(dense(native), dense(other), **close)
+    torch.testing.assert_close(native.gradient(), other.gradient(), **close)
 
 
-def test_a_loader_with_a_ragged_last_batch_is_the_whole_data():
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_loader_with_a_ragged_last_batch_is_the_whole_data(backend):
     """Each sample counts once: batches of 4, 4 and 3 weigh by their sizes."""
     net, (x, y) = small(), data()
     loader = DataLoader(TensorDataset(x, y), batch_size=4)
     whole = Dense(net, nn.CrossEntropyLoss(), x, y).hessian()
-    torch.testing.assert_close(dense(dif.hessian(net, nn.CrossEntropyLoss(), loader, batch_size=4)), whole, **CLOSE)
+    H = dif.hessian(net, nn.CrossEntropyLoss(), loader, batch_size=4, backend=backend)
+    torch.testing.assert_close(dense(H), whole, **CLOSE)
 
 
-def test_a_stack_of_checkpoints_is_each_alone():
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_stack_of_checkpoints_is_each_alone(backend):
     net, (x, y) = small(), data()
     criterion = nn.CrossEntropyLoss()
     states = []
     for c in range(3):
         states.append({n: (1 + 0.3 * c) * v for n, v in net.state_dict().items()})
-    H = dif.hessian(net, criterion, (x, y), checkpoints=states)
+    H = dif.hessian(net, criterion, (x, y), checkpoints=states, backend=backend)
     assert H.shape == (3, 31, 31)
     V = torch.randn(3, 31, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     product, gradient = H @ V, H.gradient()
     for c, state in enumerate(states):
         other = small()
         other.load_state_dict(state)
-        alone = dif.hessian(other, criterion, (x, y))
+        alone = dif.hessian(other, criterion, (x, y), backend=backend)
         assert torch.equal(product[c], alone @ V[c])
         assert torch.equal(gradient[c], alone.gradient())
     rows = torch.stack([torch.cat([state[n].reshape(-1) for n, _ in net.named_parameters()]) for state in states])
-    assert torch.equal(dif.hessian(net, criterion, (x, y), checkpoints=rows) @ V, product)
+    again = dif.hessian(net, criterion, (x, y), checkpoints=rows, backend=backend)
+    assert torch.equal(again @ V, product)
 
 
 def test_checkpoints_keep_their_own_buffers():
@@ -219,15 +231,16 @@ def test_scipy_takes_it():
 def test_graphs_that_do_not_fit_are_built_anew_with_the_same_numbers(monkeypatch):
     net, (x, y) = small(), data()
     v = torch.arange(31.0, dtype=torch.float64)
-    kept = dif.hessian(net, nn.CrossEntropyLoss(), (x, y), batch_size=4)
+    arguments = (net, nn.CrossEntropyLoss(), (x, y))
+    kept = dif.hessian(*arguments, batch_size=4, backend="torch")
     monkeypatch.setattr(graphs, "GRAPH_BYTES", 1)
-    anew = dif.hessian(net, nn.CrossEntropyLoss(), (x, y), batch_size=4)
+    anew = dif.hessian(*arguments, batch_size=4, backend="torch")
     assert kept._engine.keeps
     assert not anew._engine.keeps
     assert torch.equal(kept @ v, anew @ v)
     assert torch.equal(anew @ v, anew @ v)
     assert not anew._engine._kept
-    single = dif.hessian(net, nn.CrossEntropyLoss(), (x, y))
+    single = dif.hessian(*arguments, backend="torch")
     assert single._engine.size == 1  # one sample at a time is as small as blocks get
     torch.testing.assert_close(single @ v, kept @ v, **CLOSE)
 
@@ -313,7 +326,7 @@ def test_factored_fisher_sums_over_positions_and_repeated_layers():
 
     net, (x, y) = seeded(lambda: Recurrent().double()), data()
     G = Dense(net, nn.CrossEntropyLoss(), x, y).gradients()
-    fisher = dif.fisher(net, nn.CrossEntropyLoss(), (x, y), batch_size=4)
+    fisher = dif.fisher(net, nn.CrossEntropyLoss(), (x, y), batch_size=4, backend="torch")
     torch.testing.assert_close(dense(fisher), G.T @ G / N, **CLOSE)
     torch.testing.assert_close(fisher.gram(), G @ G.T / N, **CLOSE)
     assert type(fisher._engine._kept[0, 0].rows[0]).__name__ == "_Factored"
@@ -372,11 +385,15 @@ def test_an_unused_parameter_is_refused_unless_masked_out(kind):
         ({"checkpoints": torch.full((2, 31), math.nan).double()}, ModelError, "NaN or infinity in checkpoint 0$"),
         ({"checkpoints": [{}]}, KeyError, r"checkpoints\[0\]: expected the parameter '0.weight'"),
         ({"mask": torch.zeros(31, dtype=torch.bool)}, ValueError, "^mask: expected at least one True"),
-        ({"backend": "native"}, ModelError, "^backend: expected a model that the native engine can capture"),
     ],
 )  # fmt: skip
 def test_bad_settings(settings, error, message):
     refuse(error, message, lambda: dif.hessian(small(), nn.CrossEntropyLoss(), data(), **settings))
+
+
+def test_a_model_of_another_arithmetic_is_refused_by_the_native_engine():
+    refuse(ModelError, "^backend: expected a model that the native engine can capture",
+           lambda: dif.hessian(small(nn.Softplus), nn.CrossEntropyLoss(), data(), backend="native"))  # fmt: skip
 
 
 def test_bad_vectors():

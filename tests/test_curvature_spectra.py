@@ -8,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from sklearn.datasets import load_digits
-from torch import nn
-from torch.nn import functional as F
 
 import devinterp_fast as dif
 from devinterp_fast.curvature import density as density_module
 from devinterp_fast.curvature import eigen as eigen_module
 from devinterp_fast.curvature.krylov import Krylov, gaussian, rademacher
 from devinterp_fast.errors import ShapeError
-from devinterp_fast.transitions.tms import TMS
 
 SEEDS = 200
 
@@ -374,97 +370,3 @@ def test_stacks_and_settings_of_traces():
         dif.trace(A, method="xdiag")
     with pytest.raises(ValueError, match=r"^matvecs: expected an integer of at least 6 for xtrace, got 5$"):
         dif.trace(A, matvecs=5, method="xtrace")
-
-
-# --- networks whose spectrum is known -------------------------------------------------------------------------
-
-
-def test_a_two_layer_linear_network_at_its_optimum():
-    """W2 W1 = T, balanced: the Hessian of half the squared error has s_i + s_j, s_i (d_in - r) and (d_out - r) times.
-
-    On the unit vectors with the mean over their d_in rows of d_out squares, torch's loss is 2 / (d_in d_out) of that.
-    """
-    d_in, d_out, s = 5, 4, torch.tensor([3.0, 2.0, 0.5], dtype=torch.float64)
-    g = torch.Generator().manual_seed(0)
-    U = torch.linalg.qr(torch.randn(d_out, d_out, generator=g, dtype=torch.float64))[0][:, :3]
-    V = torch.linalg.qr(torch.randn(d_in, d_in, generator=g, dtype=torch.float64))[0][:, :3]
-    net = nn.Sequential(nn.Linear(d_in, 3, bias=False), nn.Linear(3, d_out, bias=False)).double()
-    net[0].weight.data, net[1].weight.data = s.sqrt()[:, None] * V.T, U * s.sqrt()
-    x = torch.eye(d_in, dtype=torch.float64)
-    H = dif.hessian(net, nn.MSELoss(), (x, x @ (U * s @ V.T).T))
-    pairs = [a + b for a in s for b in s]
-    expected = sorted([*pairs, *(list(s) * (d_in - 3)), *(list(s) * (d_out - 3))], reverse=True)
-    found = dif.eigsh(H, 27)
-    values = torch.zeros(27, dtype=torch.float64)
-    values[: len(expected)] = torch.tensor([float(v) for v in expected])
-    torch.testing.assert_close(found.values * d_in * d_out / 2, values, rtol=0, atol=1e-12)
-
-
-def test_tms_turns_without_cost():
-    """Rotating the plane of W leaves the loss alone: H annihilates the generator's direction at every minimum."""
-    W, b = torch.zeros(2, 6, dtype=torch.float64), torch.full((6,), -0.28230, dtype=torch.float64)
-    angles = torch.arange(5) * 2 * math.pi / 5
-    W[:, :5] = 1.17046 * torch.stack([angles.cos(), angles.sin()])
-    b[5] = 1 / 12
-    # Between two radii the gradient itself turns with the frame; at zero gradient only H v = 0 is left. H v + J g = 0
-    # holds everywhere, J g the rotated gradient: differentiate g(R w) = R g(w).
-    x = torch.zeros(120, 6, dtype=torch.float64)
-    x[torch.arange(120), torch.arange(120) % 6] = torch.linspace(0.01, 1, 120, dtype=torch.float64)
-    H = dif.hessian(TMS(W, b), nn.MSELoss(), (x, x))
-    turn = torch.stack([-W[1], W[0]])
-    v = torch.cat([turn.reshape(-1), torch.zeros(6, dtype=torch.float64)])
-    g = H.named(H.gradient())["W"]
-    rotated_gradient = torch.cat([torch.stack([-g[1], g[0]]).reshape(-1), torch.zeros(6, dtype=torch.float64)])
-    torch.testing.assert_close(H @ v, rotated_gradient, rtol=0, atol=1e-12)
-    assert float((H @ v).norm()) < 0.02 * float(v.norm() * dif.eigsh(H, 1).values[0])  # near the minimum: a zero mode
-
-
-@pytest.fixture(scope="module")
-def classifier():
-    """An MLP on digits after 500 steps of minibatch SGD, and what its curvature is there."""
-    digits = load_digits()
-    x, y = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        torch.set_num_threads(1)
-        net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-        for _ in range(500):
-            i = torch.randint(len(x), (32,))
-            loss = F.cross_entropy(net(x[i]), y[i])
-            grads = torch.autograd.grad(loss, list(net.parameters()))
-            with torch.no_grad():
-                for p, g in zip(net.parameters(), grads, strict=True):
-                    p -= 0.1 * g
-    return net, (x, y), dif.hessian(net, nn.CrossEntropyLoss(), (x, y))
-
-
-def test_a_classifier_has_one_outlier_less_than_classes(classifier):
-    """Nine outliers for ten classes (Sagun 2017, Papyan 2018), mid training at a pinned seed."""
-    assert int(dif.eigsh(classifier[2], 15).outliers) == 9
-
-
-def test_the_gradient_of_sgd_lies_in_the_top_subspace(classifier):
-    """Gur-Ari, Roberts, Dyer (2018): for minibatch SGD most of the full gradient is in the top ten directions."""
-    H = classifier[2]
-    top, g = dif.eigsh(H, 10).vectors, H.gradient()
-    share = float((top.T @ g).square().sum() / g.square().sum())
-    random = torch.linalg.qr(torch.randn(H.dim, 10, generator=torch.Generator().manual_seed(0)))[0]
-    assert share > 0.6
-    assert share > 50 * float((random.T @ g).square().sum() / g.square().sum())
-
-
-def test_the_trace_of_a_classifier(classifier):
-    """tr(H) = tr(GGN) for a ReLU network, by two estimators with their own errors."""
-    net, data, H = classifier
-    G = dif.ggn(net, nn.CrossEntropyLoss(), data)
-    first, second = dif.trace(H, matvecs=100, seed=1), dif.trace(G, matvecs=100, seed=2)
-    assert abs(float(first.value - second.value)) < 4.5 * math.hypot(float(first.se), float(second.se))
-    entries = dif.diagonal(G, matvecs=100)
-    # GGN entries are not negative: an estimate is so only within its error
-    assert ((entries.value + 5 * entries.se) > -1e-6).all()
-    fisher = dif.fisher(net, nn.CrossEntropyLoss(), data)
-    losses = F.cross_entropy(net(data[0]), data[1], reduction="none")
-    assert fisher.gram().shape == (len(losses), len(losses))
-    torch.testing.assert_close(
-        dif.eigsh(fisher, 3).values, torch.linalg.eigvalsh(fisher.gram().double()).flip(0)[:3], rtol=1e-3, atol=0
-    )

@@ -60,7 +60,7 @@ const SecondKernels<float>& second_kernels() {
 }
 template <>
 const SecondKernels<double>& second_kernels() {
-  return second_f64;
+  return DIF_IN_USE(second_f64);
 }
 
 template <class T>

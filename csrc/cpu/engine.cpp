@@ -92,7 +92,8 @@ class Walker {
         return false;
       }
       if (draw >= 0 && trace.mean) moments(trace, c, draw);
-      const StepReport report = mover_.step(c, chain, t, s.nbeta[c], s.localization[c], s.lr[c], s.seed, loss, pass);
+      const StepReport report =
+          mover_.step(c, chain, t, s.nbeta[c], s.localization[c], s.lr[c], s.seed, loss, draw >= 0, pass);
       if (draw >= 0) {
         trace.loss[c * trace.ld + draw] = loss;
         trace.energy[c * trace.ld + draw] = report.work;

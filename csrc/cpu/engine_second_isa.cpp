@@ -1,6 +1,7 @@
 // Second derivatives for one instruction set: compiled once for each, under the same rules as isa.cpp.
 #include "cpu/engine_second_isa.hpp"
 
+#include "cpu/engine_lanes_double.hpp"
 #include "cpu/engine_lanes_isa.hpp"
 #include "cpu/engine_second.hpp"
 
@@ -19,13 +20,8 @@ extern const SecondKernels<float> DIF_OF_ISA(second);
 const SecondKernels<float> DIF_OF_ISA(second) = {isa_name, turn_weights<L>, SecondState<L>::state, Second<L>::run,
                                                  multiply<L>};
 
-#if defined(DIF_ISA_baseline)
-namespace {
-using D = PortableEngine<double, FileTag>;
-}
-extern const SecondKernels<double> second_f64;
-const SecondKernels<double> second_f64 = {"double", turn_weights<D>, SecondState<D>::state, Second<D>::run,
-                                          multiply<D>};
-#endif
+extern const SecondKernels<double> DIF_OF_ISA(second_f64);
+const SecondKernels<double> DIF_OF_ISA(second_f64) = {isa_name, turn_weights<D>, SecondState<D>::state, Second<D>::run,
+                                                      multiply<D>};
 
 }  // namespace dif

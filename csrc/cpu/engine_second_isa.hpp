@@ -42,9 +42,9 @@ struct SecondKernels {
 };
 
 extern const SecondKernels<float> second_baseline, second_avx2, second_avx512;
-extern const SecondKernels<double> second_f64;
+extern const SecondKernels<double> second_f64_baseline, second_f64_avx2, second_f64_avx512;
 
-// The set that `kernels()` names; double has one.
+// The set that `kernels()` names.
 template <class T>
 const SecondKernels<T>& second_kernels();
 

@@ -76,14 +76,16 @@ class Mover {
   double loss() const { return loss_; }
 
   // Moves chain `chain` (row c) one step from w, whose loss and gradient are known; `pass` computes both anew at w.
+  // The virial is taken where `recorded`: it is a walk over the parameters of its own.
   template <class Pass>
   StepReport step(int64_t c, uint32_t chain, int64_t t, double nbeta, double localization, double lr, uint64_t seed,
-                  double loss, Pass pass) {
+                  double loss, bool recorded, Pass pass) {
     const uint32_t step = static_cast<uint32_t>(t);
     const float b = static_cast<float>(nbeta), pull = static_cast<float>(localization);
     const Address noise{seed, chain, step, update_noise};
     StepReport report{0.0, 0.0};
-    if (settings_.kind == sampler_sgld || settings_.kind == sampler_preconditioned) report.gauge = nbeta * virial();
+    const bool metric = settings_.kind == sampler_sgld || settings_.kind == sampler_preconditioned;
+    if (recorded && metric) report.gauge = nbeta * virial();
     if (settings_.kind == sampler_sgld) {
       const Sgld k{{b, pull, static_cast<float>(-0.5 * lr), static_cast<float>(std::sqrt(lr))}};
       const StepSums s = each_block(kernels().sgld, k, noise, true);
@@ -197,29 +199,34 @@ class Mover {
     return {work, chance};
   }
 
-  // sum (w - center) g
-  double virial() const {
-    double sum[4] = {};
-    for (int64_t i = 0; i < at_.dim; ++i) {
-      const double x = moves(i) ? static_cast<double>(at_.w[i]) - static_cast<double>(at_.center[i]) : 0.0;
-      sum[i % 4] += x * static_cast<double>(at_.g[i]);
-    }
-    return sum[0] + sum[1] + sum[2] + sum[3];
+  double virial() const {  // sum (w - center) g
+    return sum_moving([this](int64_t i) { return away(i) * static_cast<double>(at_.g[i]); });
   }
   double square(const std::vector<float>& v) const {
-    double sum[4] = {};
-    for (int64_t i = 0; i < at_.dim; ++i) {
-      const double x = moves(i) ? static_cast<double>(v[static_cast<size_t>(i)]) : 0.0;
-      sum[i % 4] += x * x;
-    }
-    return sum[0] + sum[1] + sum[2] + sum[3];
+    return sum_moving([&v](int64_t i) {
+      const double x = static_cast<double>(v[static_cast<size_t>(i)]);
+      return x * x;
+    });
   }
   double distance() const {
+    return sum_moving([this](int64_t i) { return away(i) * away(i); });
+  }
+  double away(int64_t i) const { return static_cast<double>(at_.w[i]) - static_cast<double>(at_.center[i]); }
+
+  // term(i) over the coordinates that move; every fourth in a sum of its own, so that four additions run at a time.
+  template <class Term>
+  double sum_moving(Term term) const {
+    if (at_.moving == at_.dim) return four_sums(term);
+    return four_sums([&](int64_t i) { return moves(i) ? term(i) : 0.0; });
+  }
+  template <class Term>
+  double four_sums(Term term) const {
     double sum[4] = {};
-    for (int64_t i = 0; i < at_.dim; ++i) {
-      const double x = moves(i) ? static_cast<double>(at_.w[i]) - static_cast<double>(at_.center[i]) : 0.0;
-      sum[i % 4] += x * x;
+    int64_t i = 0;
+    for (; i + 4 <= at_.dim; i += 4) {
+      for (int k = 0; k < 4; ++k) sum[k] += term(i + k);
     }
+    for (; i < at_.dim; ++i) sum[i % 4] += term(i);
     return sum[0] + sum[1] + sum[2] + sum[3];
   }
   void clamp() {

@@ -27,7 +27,9 @@ class _Recorder(Products, Losses):
     """All that is understood."""
 
 
-def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor) -> Description:
+def describe(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32
+) -> Description:
     """The Program of ``loss_fn(model(x), y)``, read off one run on two samples.
 
     Args:
@@ -35,12 +37,13 @@ def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor,
         loss_fn: a criterion that averages over samples, or gives one loss for each.
         x: inputs.
         y: targets; may be ``x`` itself.
+        dtype: what the parameters must have: the precision that the engine will run.
 
     Returns:
         The operations, not yet compared with autograd.
 
     Shape:
-        x: (n, ...), float32 or integer tokens; y: (n, ...).
+        x: (n, ...), of this dtype or integer tokens; y: (n, ...).
 
     Units:
         none
@@ -52,8 +55,8 @@ def describe(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor,
         none
     """
     for name, p in model.named_parameters():
-        if p.device.type != "cpu" or p.dtype != torch.float32:
-            raise Unsupported(f"parameter {name} is {p.dtype} on {p.device}, the engine runs float32 on cpu")
+        if p.device.type != "cpu" or p.dtype != dtype:
+            raise Unsupported(f"parameter {name} is {p.dtype} on {p.device}, the engine runs {dtype} on cpu")
     samples = min(2, x.shape[0])
     recorder = _Recorder(model, samples)
     few_x, few_y = x[:samples].detach().clone(), y[:samples].detach().clone()

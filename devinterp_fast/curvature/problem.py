@@ -94,7 +94,7 @@ def pose(
     with undisturbed(where.dim, samples.n):
         objective = Objective(loss_fn, model, samples)
         weights, others = _weights(model, where, checkpoints)
-        choice = engines.choose(backend, model, objective, samples)
+        choice = engines.choose(backend, model, objective, samples, where.dtype)
         if any(others) and choice.program is not None:
             if backend == "native":
                 raise ModelError(

@@ -69,7 +69,14 @@ class Choice:
         return "\n".join(lines)
 
 
-def choose(backend: str, model: nn.Module, objective: Objective, data: Data, pull: Pull | None = None) -> Choice:
+def choose(
+    backend: str,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    dtype: torch.dtype = torch.float32,
+    pull: Pull | None = None,
+) -> Choice:
     """Chooses between the engines.
 
     Args:
@@ -77,6 +84,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data, pul
         model: at the center.
         objective: the loss.
         data: all samples.
+        dtype: in which the native engine would run; chains run in float32 alone.
         pull: a prior beside the localization, or None.
 
     Raises:
@@ -90,7 +98,7 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data, pul
     try:
         if pull is not None and not pull.uniform:
             raise native.Unsupported("the prior has more than one precision")
-        program = _capture(model, objective, data)
+        program = _capture(model, objective, data, dtype)
     except native.Unsupported as why:
         if backend == "native":
             raise ModelError(
@@ -100,11 +108,11 @@ def choose(backend: str, model: nn.Module, objective: Objective, data: Data, pul
     return Choice("native", "the model was captured, its loss and gradient agree with autograd", program)
 
 
-def _capture(model: nn.Module, objective: Objective, data: Data) -> native.Program:
+def _capture(model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype) -> native.Program:
     if objective.with_model:
         raise native.Unsupported("the loss is a function of the model, not a criterion on its output")
     x, y = data.tensors.values()
-    return native.capture(model, objective.loss_fn, x, y)
+    return native.capture(model, objective.loss_fn, x, y, dtype)
 
 
 class NativeEngine:

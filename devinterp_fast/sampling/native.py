@@ -158,14 +158,17 @@ class Program:
         return losses, g[: self.dim]
 
 
-def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor) -> Program:
+def capture(
+    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32
+) -> Program:
     """The Program of ``loss_fn(model(x), y)``, its loss and gradient compared with autograd on a few samples.
 
     Args:
         model: any module whose arithmetic the engine knows; nothing of it changes.
         loss_fn: a criterion that averages over samples (or gives one loss for each).
-        x: inputs, float32 or integer tokens.
+        x: inputs, of this dtype or integer tokens.
         y: targets; may be ``x`` itself.
+        dtype: of the parameters. Chains run in float32 alone, curvature in float64 too.
 
     Returns:
         The captured Program.
@@ -185,12 +188,12 @@ def capture(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, 
     """
     if x.device.type != "cpu" or y.device.type != "cpu":
         raise Unsupported(f"the data are on {x.device}, the engine runs on cpu")
-    if x.is_floating_point() and x.dtype != torch.float32:
-        raise Unsupported(f"the inputs are {x.dtype}, the engine runs float32")
+    if x.is_floating_point() and x.dtype != dtype:
+        raise Unsupported(f"the inputs are {x.dtype}, the engine runs {dtype}")
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
     if size > LARGEST:
         raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
-    description = describe(model, loss_fn, x, y)
+    description = describe(model, loss_fn, x, y, dtype)
     program = Program(description, description.native(), x.shape[0], x, y)
     check_integers(program)
     _check_autograd(program, model, loss_fn)
@@ -237,10 +240,11 @@ def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, 
     w = torch.cat([p.detach().reshape(-1) for p in trained])
     losses, g = program.gradient(w, torch.arange(few))
     got, want = float(losses.mean()), float(loss.detach())
-    if not abs(got - want) <= 1e-4 * abs(want) + 1e-6:
+    fine = 1e-6 if w.dtype == torch.float64 else 1.0  # of float32's tolerances
+    if not abs(got - want) <= fine * (1e-4 * abs(want) + 1e-6):
         raise Unsupported(f"the native loss is {got:.6g} where autograd has {want:.6g}")
     error, norm = float((g - expected).norm()), float(expected.norm())
-    if not error <= 1e-3 * norm + 1e-6:
+    if not error <= fine * (1e-3 * norm + 1e-6):
         raise Unsupported(f"the native gradient differs from autograd's by {error:.3g}, its norm is {norm:.3g}")
 
 

@@ -44,6 +44,8 @@ _LOOKS = 5  # at twice the length each
 _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
+_NO_CHANCE = 0.01  # at an acceptance of 0.9 on a Gaussian it is once in 10^60 trajectories
+_HOPELESS = 20.0
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,10 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
         for _ in range(trajectories // _ROUND):
             piece = replace(settings, draws=_ROUND, burn_in=0, thin=1, lr=lr, sampler=sampler, start=state)
             trace = run(piece)
-            state, acceptance = trace.state, np.nan_to_num(trace.gauge).mean(1)
+            state, chance = trace.state, np.nan_to_num(trace.gauge)
             history.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
-            lr = lr * _regulated(acceptance, targets)
-        regulated = float(acceptance.mean()) < _FREE
+            lr = lr * _regulated(chance, targets)
+        regulated = float(chance.mean()) < _FREE
         calm = calm + 1 if regulated and settled(history) else 0
         if calm >= 2 and look >= _LEAST_LOOKS - 1:
             break
@@ -111,12 +113,21 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     )  # fmt: skip
 
 
-def _regulated(acceptance: Floats, targets: list[np.ndarray]) -> Floats:
-    """The factor on each chain's lr: chains of one target share theirs."""
-    factor = np.ones(len(acceptance))
+def _regulated(chance: Floats, targets: list[np.ndarray]) -> Floats:
+    """The factor on each chain's lr: chains of one target share theirs.
+
+    A trajectory with no chance at all met a place where the step is unstable. Chains that cannot enter such places read
+    low by what lies there, at any mean acceptance, so these count ``_HOPELESS`` times: about 0.5 % of them are left.
+
+    Shape:
+        chance: (chains, trajectories), of acceptance.
+    """
+    factor = np.ones(len(chance))
     for chains in targets:
-        rate = float(acceptance[chains].mean())
-        factor[chains] = 0.25 if rate < 0.2 else 2.0 if rate > _FREE else math.exp(rate - ACCEPTANCE)
+        rate = float(chance[chains].mean())
+        hopeless = float((chance[chains] < _NO_CHANCE).mean())
+        push = math.exp(max(rate - ACCEPTANCE - _HOPELESS * hopeless, -1.4))
+        factor[chains] = 0.25 if rate < 0.2 else 2.0 if rate > _FREE and not hopeless else push
     return factor
 
 
