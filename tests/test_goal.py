@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import devinterp_fast as dif
 from devinterp_fast.sampling import goal
+from devinterp_fast.sampling import prepare as preparing
 from devinterp_fast.sampling.prepare import prepare
 
 DRAW = torch.Generator().manual_seed(0)
@@ -39,10 +41,9 @@ def estimate(**options):
     return dif.estimate_llc(regression(), nn.MSELoss(), (X, Y), **{**OPEN, **options})
 
 
-@pytest.mark.parametrize("backend", ["native", "torch"])
-@pytest.mark.parametrize("thin", [1, 2])
+@pytest.mark.parametrize(("backend", "thin"), [("native", 1), ("native", 2), ("torch", 1)])
 def test_draws_go_on_until_the_error_is_met(backend, thin):
-    asked = {"mcse": 0.025 if backend == "native" else 0.07 / thin, "thin": thin, "backend": backend}
+    asked = {"mcse": 0.025 if backend == "native" else 0.07, "thin": thin, "backend": backend}
     llc = estimate(**asked)
     draws = llc.trace.sizes["draw"]
     assert draws > 400
@@ -150,34 +151,34 @@ def test_a_tenth_costs_a_quarter_at_most(chains):
     assert (weaker.localization == 0.1).all()
 
 
-class Wells(nn.Module):
-    """A shallow well at 0 and deeper ones 1.2 away, in each of three coordinates."""
+@pytest.mark.parametrize(("holds", "pull", "left"), [(1.0, 1.0, 0.0), (100.0, 100.0, 10.0), (math.inf, 1.0, 0.0)])
+def test_the_weakest_localization_that_holds(monkeypatch, holds, pull, left):
+    tried = []
 
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.zeros(3))
+    def warm(ready, curvature, stiff, sampler, budget):
+        s = replace(ready.settings, draws=40, burn_in=10)
+        tried.append((float(s.localization[0]), stiff))
+        draws = np.random.default_rng(0).standard_normal((8, 100)) + (5 if s.localization[0] >= holds else -5)
+        return replace(ready, settings=s), 10, draws
 
-    def forward(self, x):
-        return self.w.expand(len(x), -1)
-
-
-def wells(out, y):
-    r = out**2
-    return (0.5 * r - 1.1 * r**2 + 0.5 * r**3).sum(1)
-
-
-def test_the_weakest_localization_that_holds():
-    # From 0 the loss rises to .06 and falls to -.09 further out: at nbeta 60 the barrier is 3.7, which chains cross;
-    # with a pull of 100 the energy 30 r - 66 r^2 + 30 r^3 + 50 r has no other minimum at all.
-    settings = {"nbeta": 60.0, "sampler": "sgnht", "gradients": 6000, "progress": False}
-    llc = dif.estimate_llc(Wells(), wells, (torch.zeros(8, 3),) * 2, **settings)
-    assert llc.settings["localization"][0] in (10.0, 100.0)
-    assert llc.value > 0
-    assert llc.verdict == "not a local minimum at this temperature"
-    assert "at localization" in llc.warnings[0]
-    held = dif.estimate_llc(Wells(), wells, (torch.zeros(8, 3),) * 2, localization=1.0, **settings)
-    assert held.verdict == "not a local minimum at this temperature"
-    assert held.value < 0
+    monkeypatch.setattr(preparing, "_warm", warm)
+    llc = dif.estimate_llc(regression(), nn.MSELoss(), (X, Y), mcse=1.0, progress=False)
+    assert llc.settings["localization"] == [pull] * 8
+    ladder = [1.0, 10.0, 100.0]
+    assert [p for p, _ in tried] == ladder[: 1 + ladder.index(holds)] if holds < math.inf else ladder
+    for p, stiff in tried:  # the stiffness that a warm-up starts from knows its pull
+        assert stiff == pytest.approx(tried[0][1] + p - 1)
+    if left:
+        assert llc.verdict == "not a local minimum at this temperature"
+        assert llc.warnings[0] == (
+            f"not a local minimum at this temperature: at localization {left:g} the chains leave for lower loss, and "
+            f"the value is that of what localization {pull:g} holds; train further"
+        )
+    else:
+        assert llc.verdict == "local minimum"  # what the run itself saw
+    tried.clear()
+    dif.estimate_llc(regression(), nn.MSELoss(), (X, Y), mcse=1.0, localization=3.0, progress=False)
+    assert [p for p, _ in tried] == [3.0]
 
 
 # --- chains of several steps
