@@ -35,6 +35,7 @@ from devinterp_fast.monitor.schedule import Schedule
 from devinterp_fast.sampling.calibrate import Sweep, calibrate
 from devinterp_fast.sampling.checkpoints import Checkpoints
 from devinterp_fast.sampling.objective import next_token_loss
+from devinterp_fast.sampling.prior import GaussianPrior
 from devinterp_fast.sampling.samplers import Sampler
 
 __version__ = version("devinterp-fast")
@@ -55,6 +56,7 @@ __all__ = [
     "Escape",
     "EssentialDynamics",
     "Focus",
+    "GaussianPrior",
     "Influence",
     "Localization",
     "Monitor",

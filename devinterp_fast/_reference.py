@@ -61,6 +61,11 @@ def normals(chain: int, size: int, *, seed: int, step: int, stream: int = 0) -> 
     return torch.from_numpy(pairs.reshape(-1)[:size])
 
 
+def _beside(x: Tensor, w: Tensor) -> Tensor:
+    """A number for each chain, or for each coordinate of each, in the dtype of w and ready to multiply it."""
+    return x.to(w.dtype) if x.dim() > 1 else x.to(w.dtype)[:, None]
+
+
 def sgld_step(
     w: Tensor,
     g: Tensor,
@@ -79,9 +84,9 @@ def sgld_step(
 
     Shape:
         w, g, xi: (chains, dim); center: (dim) or (chains, dim); mask: bool, (dim) or (chains, dim);
-        lr, localization, nbeta: (chains). The sums are float64 (chains).
+        lr, localization, nbeta: (chains); localization also (chains, dim). The sums are float64 (chains).
     """
-    lr, localization, nbeta = (x.to(w.dtype)[:, None] for x in (lr, localization, nbeta))
+    lr, localization, nbeta = (_beside(x, w) for x in (lr, localization, nbeta))
     force = nbeta * g
     d = force + localization * (w - center)
     moved = w - lr / 2 * d + lr.sqrt() * xi
@@ -114,7 +119,7 @@ def langevin_step(
     """
     x = (thermostat / 2).clamp(min=-0.5)
     keep, noise = (1 - x) / (1 + x), (2 * friction).sqrt() / (1 + x)
-    h, localization, nbeta, keep, noise = (v.to(w.dtype)[:, None] for v in (h, localization, nbeta, keep, noise))
+    h, localization, nbeta, keep, noise = (_beside(v, w) for v in (h, localization, nbeta, keep, noise))
     force = nbeta * g
     d = force + localization * (w - center)
     kicked = p - h * d
@@ -149,7 +154,7 @@ def preconditioned_step(
     Shape:
         As in ``sgld_step``; m, v: (chains, dim).
     """
-    lr, localization, nbeta = (x.to(w.dtype)[:, None] for x in (lr, localization, nbeta))
+    lr, localization, nbeta = (_beside(x, w) for x in (lr, localization, nbeta))
     mean, square = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
     metric = 1 / (square.sqrt() + epsilon)
     force = nbeta * mean

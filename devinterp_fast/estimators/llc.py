@@ -27,6 +27,7 @@ from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
 from devinterp_fast.sampling.pooling import Pooled, part, pooled
 from devinterp_fast.sampling.prepare import PerChain, Prepared, RunOptions, prepare
+from devinterp_fast.sampling.prior import GaussianPrior
 from devinterp_fast.sampling.run import Settings, Trace
 from devinterp_fast.sampling.samplers import Sampler
 from devinterp_fast.sampling.torch_engine import undisturbed
@@ -156,6 +157,7 @@ def estimate_llc(
     seed: int = 0,
     mcse: float | None = None,
     gradients: int | None = None,
+    prior: GaussianPrior | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> LLC | list[LLC]:
@@ -199,6 +201,7 @@ def estimate_llc(
         mcse: with ``draws="auto"``, the standard error to go on for, as a share of the value; None is 0.05.
         gradients: with ``draws="auto"``, the most gradients of a minibatch that each chain takes, warm-up included, a
             full one counted by its size; None is about half a minute of one core (``sampling/warmup.py``).
+        prior: a ``GaussianPrior`` over the weights, with a center and precisions of its own, beside the localization.
         checkpoint: a file that keeps the run: written whole after each twentieth of the draws, so that the same call
             goes on after a crash, to the same bits; a finished run gives its result at once.
         progress: show a bar on the terminal.
@@ -223,7 +226,7 @@ def estimate_llc(
         prepare(
             each, loss_fn, samples, chains=chains, draws=draws, burn_in=burn_in, thin=thin, lr=lr,
             localization=localization, nbeta=nbeta, n=n, sampler=sampler, batch_size=batch_size, batches=batches,
-            mask=mask, backend=backend, seed=seed, mcse=mcse, gradients=gradients, tenth=True,
+            mask=mask, backend=backend, seed=seed, mcse=mcse, gradients=gradients, prior=prior, tenth=True,
         )
         for each in as_models(model)
     ]  # fmt: skip

@@ -20,7 +20,8 @@ from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling import native
 from devinterp_fast.sampling.batches import Batches, Data
 from devinterp_fast.sampling.objective import Objective
-from devinterp_fast.sampling.run import See, Settings, Trace
+from devinterp_fast.sampling.prior import Pull, forget_virial
+from devinterp_fast.sampling.run import See, Settings, State, Trace
 from devinterp_fast.sampling.torch_engine import TorchEngine, private_copy
 
 BACKENDS = ("auto", "native", "torch")
@@ -69,7 +70,12 @@ class Choice:
 
 
 def choose(
-    backend: str, model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype = torch.float32
+    backend: str,
+    model: nn.Module,
+    objective: Objective,
+    data: Data,
+    dtype: torch.dtype = torch.float32,
+    pull: Pull | None = None,
 ) -> Choice:
     """Chooses between the engines.
 
@@ -79,6 +85,7 @@ def choose(
         objective: the loss.
         data: all samples.
         dtype: in which the native engine would run; chains run in float32 alone.
+        pull: a prior beside the localization, or None.
 
     Raises:
         ValueError: the backend is unknown.
@@ -89,6 +96,8 @@ def choose(
     if backend == "torch":
         return Choice("torch", "it was asked for", None)
     try:
+        if pull is not None and not pull.uniform:
+            raise native.Unsupported("the prior has more than one precision")
         program = _capture(model, objective, data, dtype)
     except native.Unsupported as why:
         if backend == "native":
@@ -117,8 +126,10 @@ class NativeEngine:
         mask: Tensor | None,
         settings: Settings,
         threads: int | None = None,
+        pull: Pull | None = None,
     ):
         self.program, self.center, self.baseline, self.mask, self.settings = program, center, baseline, mask, settings
+        self.pull = pull
         self.threads = torch.get_num_threads() if threads is None else threads
 
     @property
@@ -131,11 +142,15 @@ class NativeEngine:
     ) -> Trace:
         """As ``Engine.run``; the result does not depend on the number of threads."""
         s = self.settings
+        center, localization, start = self.center, s.localization, s.start
+        if self.pull is not None:
+            start = State.at(self.center, s.chains, s.sampler) if start is None else start
+            center, localization = self._pulled(), self.pull.strength(s).numpy()
         run = native.NativeRun(
-            self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=s.localization,
-            nbeta=s.nbeta, center=self.center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
+            self.program, draws=s.draws, burn_in=s.burn_in, thin=s.thin, lr=s.lr, localization=localization,
+            nbeta=s.nbeta, center=center, mask=self.mask, seed=s.seed, batches=cast(Batches, s.batches),
             batch_size=s.batch_size, threads=self.threads, baseline=self.baseline.numpy(),
-            sampler=s.sampler, anchor=self._anchor(), start=s.start, settled=s.adapts_until,
+            sampler=s.sampler, anchor=self._anchor(center), start=start, settled=s.adapts_until,
         )  # fmt: skip
 
         def report(step: int, steps: int) -> None:
@@ -148,10 +163,19 @@ class NativeEngine:
                 see(k, slice(0, s.chains), w, run.loss[:, k], run.baseline[:, k])
 
         run.finish(report, see=show if see else None, stop=stop)
-        return Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, run.state)
+        trace = Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, run.state)
+        if self.pull is not None:
+            forget_virial(trace, s)
+        return trace
 
-    def _anchor(self) -> Tensor | None:
-        return self.program.gradient(self.center)[1] if self.settings.sampler.control_variate else None
+    def _pulled(self) -> Tensor:
+        """What localization and prior pull to: one center where it is that of all chains."""
+        assert self.pull is not None
+        centers = self.pull.center(self.settings).to(self.center.dtype)
+        return centers[0].contiguous() if bool((centers == centers[0]).all()) else centers
+
+    def _anchor(self, center: Tensor) -> Tensor | None:
+        return self.program.gradient(center)[1] if self.settings.sampler.control_variate else None
 
 
 def make(
@@ -165,8 +189,9 @@ def make(
     mask: Tensor | None,
     settings: Settings,
     threads: int | None = None,
+    pull: Pull | None = None,
 ) -> Engine:
     """Builds the engine of a choice; the arguments are those of ``TorchEngine``, and threads of the native one."""
     if choice.program is not None:
-        return NativeEngine(choice.program, center, baseline, mask, settings, threads)
-    return TorchEngine(private_copy(model), objective, data, where, center, baseline, mask, settings)
+        return NativeEngine(choice.program, center, baseline, mask, settings, threads, pull)
+    return TorchEngine(private_copy(model), objective, data, where, center, baseline, mask, settings, pull)

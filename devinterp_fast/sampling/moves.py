@@ -36,9 +36,10 @@ class Mover:
         low: the number of the first of them.
         gradients: at ``rows``.
         anchor: the full gradient at the center (1, dim) and ``gradients`` there, for control variates; or None.
+        pull: the localization of these chains, or None: that of the settings.
 
     Shape:
-        rows: (count, dim); center, mask: (dim,).
+        rows: (count, dim); center: (dim,) or (count, dim); mask: (dim,); pull: (count,) or (count, dim).
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Mover:
         low: int,
         gradients: Gradients,
         anchor: tuple[Tensor, Gradients] | None,
+        pull: Tensor | None = None,
     ):
         assert state is not None
         self.rows, self.center, self.mask, self.settings, self.low = rows, center, mask, settings, low
@@ -59,6 +61,8 @@ class Mover:
             torch.from_numpy(np.ascontiguousarray(x[low:high]))
             for x in (settings.lr, settings.localization, settings.nbeta)
         )
+        if pull is not None:
+            self.localization = pull
         self.first, self.second = state.first[low:high], state.second[low:high]
         self.thermostat = state.thermostat[low:high]
         self.friction = torch.full((self.count,), settings.sampler.friction, dtype=torch.float64)
@@ -128,7 +132,7 @@ class Mover:
 
     def _sgld(self, grads: list[Tensor], step: int) -> None:
         settings = self.lr, self.localization, self.nbeta
-        if self.rows.dtype == torch.float32:
+        if self.rows.dtype == torch.float32 and self.localization.dim() == 1:
             _native.sgld_step_(
                 self.rows, [g.contiguous() for g in grads], self.center, *settings, seed=self.settings.seed, step=step,
                 first_chain=self.low, mask=self.mask, energy=self.energy, threads=self.threads,
@@ -172,7 +176,7 @@ class Mover:
     def _trajectory(self, losses: Tensor, g: Tensor, step: int) -> tuple[Floats, Floats]:
         """One trajectory of Hamiltonian dynamics from fresh momenta, accepted with probability min(1, exp(H - H'))."""
         s, dtype = self.settings, self.rows.dtype
-        h, pull, nbeta = (x.to(dtype)[:, None] for x in (self.lr.sqrt(), self.localization, self.nbeta))
+        h, pull, nbeta = (x.to(dtype).reshape(self.count, -1) for x in (self.lr.sqrt(), self.localization, self.nbeta))
         moves = None if self.mask is None else self.mask.to(dtype)
         p = self._noise(step, _native.MOMENTA)
         p = p if moves is None else p * moves
@@ -183,8 +187,10 @@ class Mover:
 
         def energy(loss: Tensor) -> Tensor:
             far = (self.rows - self.center).double().square()
-            far = far.sum(1) if self.mask is None else (far * self.mask).sum(1)
-            return self.nbeta * loss + 0.5 * self.localization * far + 0.5 * p.double().square().sum(1)
+            far = far if self.mask is None else far * self.mask
+            each = self.localization.dim() > 1
+            held = (self.localization * far).sum(1) if each else self.localization * far.sum(1)
+            return self.nbeta * loss + 0.5 * held + 0.5 * p.double().square().sum(1)
 
         kept, before = self.rows.clone(), energy(losses)
         d = force(g)

@@ -23,6 +23,7 @@ from devinterp_fast.sampling.batches import Data, as_data, check_batches
 from devinterp_fast.sampling.diagnostics import diagnose, leaving
 from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, Objective
+from devinterp_fast.sampling.prior import GaussianPrior, Pull
 from devinterp_fast.sampling.run import Goal, Settings, Trace
 from devinterp_fast.sampling.samplers import KINDS, Sampler
 from devinterp_fast.sampling.torch_engine import VMAP_LIMIT, private_copy, undisturbed
@@ -50,10 +51,12 @@ class RunOptions(TypedDict, total=False):
     seed: int
     mcse: float | None
     gradients: int | None
+    prior: GaussianPrior | None
     progress: bool
 
 
 SAMPLERS = ("auto", *KINDS)
+_MOST_DRAWS = 125_000  # of each chain, where nothing else ends a run: 4 MB a chain
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Prepared:
         goal: until when the run goes on, or None: as many draws as the settings say.
         tenth: whether a few chains go on at a tenth of the localization.
         left: a weaker localization at which the warm-up's chains left the basin, or 0.
+        pull: a prior beside the localization, or None.
 
     Shape:
         center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
@@ -92,6 +96,7 @@ class Prepared:
     goal: Goal | None = None
     tenth: bool = False
     left: float = 0.0
+    pull: Pull | None = None
 
     @property
     def moving(self) -> int:
@@ -102,7 +107,7 @@ class Prepared:
         """The engine of ``choice``, for the run's own settings or others, on torch's threads or as many as said."""
         return engines.make(
             self.choice, self.model, self.objective, self.data, self.where, self.center, self.baseline, self.mask,
-            self.settings if settings is None else settings, threads,
+            self.settings if settings is None else settings, threads, self.pull,
         )  # fmt: skip
 
 
@@ -127,6 +132,7 @@ def prepare(
     seed: int = 0,
     mcse: float | None = None,
     gradients: int | None = None,
+    prior: GaussianPrior | None = None,
     tenth: bool = False,
     one_step: bool = False,
 ) -> Prepared:
@@ -150,18 +156,21 @@ def prepare(
         nbeta=nbeta, n=n, batch_size=batch_size, batches=_batches(batches, chosen), seed=seed, lr=lr, sampler=chosen,
     )  # fmt: skip
     center = _flat.flatten(model, where)
+    pull = None if prior is None else _pull(Pull(prior, where, center), settings)
     with undisturbed(where.dim, settings.batch_size):
         objective = Objective(loss_fn, model, samples)
         baseline = objective.per_sample(model, samples)
         _check_baseline(baseline)
-        choice = engines.choose(backend, model, objective, samples)
+        choice = engines.choose(backend, model, objective, samples, pull=pull)
         curvature = stiff = None
         if isinstance(lr, str):
             curvature = defaults.Curvature(private_copy(model), objective, samples, where, moves, seed=settings.seed)
-            nbeta_, pull = float(settings.nbeta.max()), float(settings.localization.max())
-            stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=pull)
+            nbeta_, held = float(settings.nbeta.max()), _held(settings, pull)
+            stiff = defaults.stiffness(curvature, center, nbeta=nbeta_, localization=held)
             settings.lr[:] = defaults.STEP / stiff
-    ready = Prepared(model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice)
+    ready = Prepared(
+        model, objective, samples, where, center, baseline, moves, settings, isinstance(lr, str), choice, pull=pull
+    )
     work = _budget(ready, gradients)
     open_ = all(isinstance(x, str) for x in (lr, draws, burn_in)) and thin == 1
     spent = settings.burn_in
@@ -193,7 +202,7 @@ def _budget(ready: Prepared, gradients: int | None) -> warmup.Budget:
 def _goal(s: Settings, work: warmup.Budget, n: int, spent: int, mcse: float | None) -> Goal:
     """The error to reach, and the draws that the gradients allow after those spent already."""
     allowed = work.gradients(n if s.batches == "full" else s.batch_size, s.chains) - spent
-    most = allowed // (s.thin * s.sampler.trajectory)
+    most = min(allowed // (s.thin * s.sampler.trajectory), _MOST_DRAWS)
     return Goal(0.05 if mcse is None else float(mcse), max(s.draws, most))
 
 
@@ -250,9 +259,8 @@ def _warm(
         return trace
 
     def stiffness_at(w: Tensor) -> float:
-        nbeta, pull = float(s.nbeta.max()), float(s.localization.max())
         with undisturbed(dim, s.batch_size):
-            return nbeta * curvature.at(w, 0) + pull
+            return float(s.nbeta.max()) * curvature.at(w, 0) + _held(s, ready.pull)
 
     if name in ("hmc", "mala"):
         full = replace(s, batches="full", batch_size=ready.data.n, sampler=replace(s.sampler, name=name))
@@ -265,6 +273,20 @@ def _warm(
     late = np.concatenate(seen, 1)
     late = late[:, late.shape[1] // 2 :]
     return replace(ready, settings=s), spent, late[np.isfinite(late).all(1)]
+
+
+def _held(s: Settings, pull: Pull | None) -> float:
+    """The largest curvature of localization and prior."""
+    return float(s.localization.max()) + (0.0 if pull is None else pull.stiffness)
+
+
+def _pull(pull: Pull, s: Settings) -> Pull:
+    """The prior, if the other settings go with it."""
+    if math.isfinite(s.sampler.box):
+        raise ValueError(f"box: expected none with a prior, whose center it would be around, got {s.sampler.box:g}")
+    if s.sampler.control_variate and np.ptp(s.localization) > 0:
+        raise ValueError("localization: expected one number with a prior and control variates, got several")
+    return pull
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -31,14 +31,16 @@ class Proposals:
             return
         s, c = self.job.settings, draw.chains
         lr, localization, nbeta = (torch.from_numpy(x[c])[:, None] for x in (s.lr, s.localization, s.nbeta))
-        center = self.job.center.double()
+        center, pull = self.job.center.double(), self.job.pull
         moves = torch.ones(len(center)) if self.job.mask is None else self.job.mask.double()
+        if pull is not None:
+            center, localization = pull.center(s)[c], pull.strength(s)[c].reshape(len(localization), -1)
 
         def energy(w: Tensor) -> tuple[Tensor, Tensor]:
             losses, g = draw.evaluator.gradients(w.to(self.job.where.dtype), self.probe)
             away = (w - center) * moves
             slope = nbeta * g.double() * moves + localization * away
-            return nbeta[:, 0] * torch.from_numpy(losses) + localization[:, 0] / 2 * (away**2).sum(1), slope
+            return nbeta[:, 0] * torch.from_numpy(losses) + (localization * away**2).sum(1) / 2, slope
 
         w = draw.w.double()
         xi = torch.empty(w.shape)

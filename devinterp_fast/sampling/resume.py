@@ -91,6 +91,7 @@ def _identity(job: Prepared) -> dict[str, Any]:
         "batches": s.batches, "batch_size": s.batch_size, "seed": s.seed, "sampler": asdict(s.sampler),
         "first_step": s.first_step, "weights": _digest(job.center), "data": _digest(job.baseline),
         "mask": None if job.mask is None else _digest(job.mask), "tenth": job.tenth,
+        "prior": None if job.pull is None else [_digest(job.pull.precision), _digest(job.pull.prior_center)],
         "goal": None if job.goal is None else asdict(job.goal),
     }  # fmt: skip
 

@@ -22,6 +22,7 @@ from devinterp_fast.errors import ModelError
 from devinterp_fast.sampling.batches import Data, Minibatches, draw
 from devinterp_fast.sampling.moves import Gradients, Mover, flat
 from devinterp_fast.sampling.objective import MeanLoss, Objective
+from devinterp_fast.sampling.prior import Pull, forget_virial
 from devinterp_fast.sampling.run import Floats, See, Settings, State, Trace
 
 VMAP_LIMIT = 2**16
@@ -73,6 +74,7 @@ class TorchEngine:
         baseline: the loss of each sample at the center.
         mask: coordinates that move, or None for all.
         settings: of the run.
+        pull: a prior beside the localization, or None.
 
     Shape:
         center: (dim,) in the model's dtype; baseline: float64 (n,); mask: bool (dim,).
@@ -88,9 +90,11 @@ class TorchEngine:
         baseline: Tensor,
         mask: Tensor | None,
         settings: Settings,
+        pull: Pull | None = None,
     ):
         self.model, self.objective, self.data, self.where = model, objective, data, where
         self.center, self.baseline, self.mask, self.settings = center, baseline.numpy(), mask, settings
+        self.pull = pull
         self.together = where.dim * settings.batch_size <= VMAP_LIMIT
         self.fused = where.dtype == torch.float32
 
@@ -126,6 +130,8 @@ class TorchEngine:
                     self._walk(trace, c, row, self._gradients_alone(row[0]), progress, see, stop)
                     state.w[c] = row[0]
             state.step += s.steps
+        if self.pull is not None:
+            forget_virial(trace, s)
         return trace
 
     def _vmap_knows(self, row: Tensor) -> bool:
@@ -150,9 +156,13 @@ class TorchEngine:
         """Takes the chains that start with number ``low``, whose vectors are ``rows``, to their end."""
         s, count = self.settings, len(rows)
         high = low + count
+        center, strength = self.center, None
+        if self.pull is not None:
+            center = self.pull.center(s)[low:high].to(self.where.dtype)
+            strength = self.pull.strength(s)[low:high]
         move = Mover(
-            rows, self.center, self.mask, s, trace.state, low, gradients,
-            self._anchor(rows, gradients) if s.sampler.control_variate else None,
+            rows, center, self.mask, s, trace.state, low, gradients,
+            self._anchor(rows, gradients) if s.sampler.control_variate else None, strength,
         )  # fmt: skip
         batches = Minibatches(s.batches, low, count, s.batch_size, self.data.n, seed=s.seed)
         for step in range(s.first_step, s.first_step + s.steps):
