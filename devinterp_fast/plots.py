@@ -116,11 +116,11 @@ def _estimates(ax: Axes, trace: xr.Dataset, name: str, step: Any, value: Any, er
         ax.set_ylim(min(low - room, 0.0), high + room)
 
 
-_FLOOR = 0.1  # eigenvalues: shares of the spectrum below a tenth of one are not drawn
+_FLOOR = 0.1  # eigenvalues per unit: where there are fewer, nothing is drawn
 
 
 def density_figure(density: SpectralDensity, *, width: float | None = None) -> Figure:
-    """A spectral density with its confidence band, as numbers of eigenvalues on a logarithmic scale.
+    """A spectral density with its confidence band, as eigenvalues per unit of the matrix, on a logarithmic scale.
 
     Args:
         density: of one checkpoint.
@@ -131,15 +131,14 @@ def density_figure(density: SpectralDensity, *, width: float | None = None) -> F
         ShapeError: it is a stack of checkpoints.
     """
     curve = density.curve(width)
-    step = float(curve.x[1] - curve.x[0])
     figure, (ax,) = _figure(1, 3.2)
-    count, lower, upper = (np.asarray(y) * density.dim * step for y in (curve.density, curve.lower, curve.upper))
-    ax.fill_between(curve.x, np.maximum(lower, _FLOOR * step), upper, color=BAND, linewidth=0)
+    count, lower, upper = (np.asarray(y) * density.dim for y in (curve.density, curve.lower, curve.upper))
+    ax.fill_between(curve.x, np.maximum(lower, _FLOOR), upper, color=BAND, linewidth=0)
     ax.plot(curve.x, count, color=INK, linewidth=1.2)
     ax.set_yscale("log")
-    ax.set_ylim(bottom=_FLOOR * min(1.0, float(count.max())) * step, top=2 * float(upper.max()))
+    ax.set_ylim(bottom=_FLOOR * min(1.0, float(count.max())), top=2 * float(upper.max()))
     ax.set_xlabel("eigenvalue", fontsize=9, color=INK)
-    ax.set_ylabel("eigenvalues per point of the grid", fontsize=9, color=INK)
+    ax.set_ylabel("eigenvalues per unit", fontsize=9, color=INK)
     return figure
 
 

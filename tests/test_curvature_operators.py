@@ -216,6 +216,10 @@ def test_a_mask_is_the_block_of_the_matrix(backend):
     assert torch.equal(torch.cat([part.reshape(-1) for part in named.values()])[flat], v)
     assert not named["0.bias"].any()
     assert torch.equal(dense(dif.hessian(*arguments, backend=backend, mask=flat)), dense(block))
+    named = dif.hessian(*arguments, backend=backend, mask=["0.weight[1:3, 0]", "2.bias"])  # the names of sampling
+    among = torch.zeros(31, dtype=torch.bool)
+    among[[3, 6, 28, 29, 30]] = True
+    torch.testing.assert_close(dense(named), dense(H)[among][:, among], rtol=0, atol=1e-6)
 
 
 def test_scipy_takes_it():
@@ -394,6 +398,12 @@ def test_bad_settings(settings, error, message):
 def test_a_model_of_another_arithmetic_is_refused_by_the_native_engine():
     refuse(ModelError, "^backend: expected a model that the native engine can capture",
            lambda: dif.hessian(small(nn.Softplus), nn.CrossEntropyLoss(), data(), backend="native"))  # fmt: skip
+
+
+def test_what_is_no_tensor_is_refused():
+    H = dif.hessian(small(), nn.CrossEntropyLoss(), data())
+    refuse(TypeError, "^v: expected a tensor, got ndarray$", lambda: H @ np.ones(31))
+    refuse(TypeError, "^H: expected an operator or a symmetric tensor, got str$", lambda: dif.eigsh("H", 2))
 
 
 def test_bad_vectors():

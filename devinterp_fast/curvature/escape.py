@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from devinterp_fast.curvature.operators import Operator, hessian
 from devinterp_fast.curvature.problem import Checkpoints
 from devinterp_fast.errors import DTypeError, NumericalError, ShapeError
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn
 
 
@@ -57,7 +58,7 @@ def escape(
     direction: Tensor | dict[str, Tensor] | None = None,
     direction_change: Tensor | dict[str, Tensor] | None = None,
     checkpoints: Checkpoints | None = None,
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
     backend: str = "auto",
 ) -> Escape:

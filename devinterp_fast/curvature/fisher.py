@@ -25,6 +25,7 @@ from devinterp_fast.curvature.problem import Checkpoints
 from devinterp_fast.curvature.rows import Layers, rows_graph
 from devinterp_fast.errors import LossError, ShapeError
 from devinterp_fast.sampling.batches import Batch
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.objective import LossFn, Objective
 
 
@@ -72,7 +73,7 @@ def fisher(
     mc_samples: int = 0,
     seed: int = 0,
     checkpoints: Checkpoints | None = None,
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
     backend: str = "auto",
 ) -> Operator:

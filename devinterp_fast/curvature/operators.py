@@ -14,6 +14,7 @@ from devinterp_fast.curvature.native import PRODUCTS, NativeProducts
 from devinterp_fast.curvature.problem import Checkpoints, Problem, pose
 from devinterp_fast.errors import DTypeError, ModelError, NumericalError, ShapeError
 from devinterp_fast.sampling.engines import BACKENDS
+from devinterp_fast.sampling.masks import Mask
 from devinterp_fast.sampling.native import Unsupported
 from devinterp_fast.sampling.objective import LossFn
 
@@ -73,9 +74,12 @@ class Operator:
 
         Raises:
             ShapeError, DTypeError: ``v`` does not fit.
+            TypeError: ``v`` is no tensor.
             NumericalError: the product is not finite.
         """
         lead = (self.count,) if self.stacked else ()
+        if not isinstance(v, Tensor):
+            raise TypeError(f"v: expected a tensor, got {type(v).__name__}")
         vector = v.dim() == len(lead) + 1
         shape = (*lead, self.dim) if vector else (*lead, self.dim, v.shape[-1] if v.dim() else 0)
         if tuple(v.shape) != shape:
@@ -154,6 +158,8 @@ class Matrix:
 
 def as_operator(H: Operator | Tensor) -> Operator | Matrix:
     """What the spectral methods work on: an operator, or a symmetric tensor in its place."""
+    if not isinstance(H, Operator | Matrix | Tensor):
+        raise TypeError(f"H: expected an operator or a symmetric tensor, got {type(H).__name__}")
     return Matrix(H) if isinstance(H, Tensor) else H
 
 
@@ -169,7 +175,7 @@ def hessian(
     data: object,
     *,
     checkpoints: Checkpoints | None = None,
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
     backend: str = "auto",
 ) -> Operator:
@@ -184,8 +190,9 @@ def hessian(
         data: (x, y), a tuple, dict or tensor of samples along the first dimension, a Dataset or a DataLoader.
         checkpoints: weights to take it at, one matrix for each: state dicts, or a tensor of trainable parameters
             in the order of ``named_parameters()``; None is the model as it is.
-        mask: the coordinates that count: bool (dim,), or {parameter name: bool tensor}; None is all. The matrix is
-            the block of these coordinates.
+        mask: the coordinates that count: bool (dim,), {parameter name: bool tensor}, or names as in sampling: "l0h1"
+            (a head), "l1 mlp", "layer.weight[0:2]", a regular expression, or several; None is all. The matrix is the
+            block of these coordinates.
         batch_size: samples that go through the model at once, weighted by their number; None is what a gigabyte of
             memory allows. It changes rounding alone.
         backend: "native" raises if the model cannot be captured; "torch" runs any module; "auto" is native where it
@@ -217,7 +224,7 @@ def ggn(
     data: object,
     *,
     checkpoints: Checkpoints | None = None,
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
     backend: str = "auto",
 ) -> Operator:
@@ -261,7 +268,7 @@ def ntk(
     data: object,
     *,
     checkpoints: Checkpoints | None = None,
-    mask: Tensor | dict[str, Tensor] | None = None,
+    mask: Mask | None = None,
     batch_size: int | None = None,
 ) -> Operator:
     """The operator (1 / N) sum_i J_i^T J_i, whose nonzero eigenvalues are those of the neural tangent kernel over N.
@@ -304,7 +311,7 @@ def make(
     loss_fn: LossFn,
     data: object,
     checkpoints: Checkpoints | None,
-    mask: Tensor | dict[str, Tensor] | None,
+    mask: Mask | None,
     batch_size: int | None,
     backend: str,
     made: type[Operator] = Operator,

@@ -12,6 +12,7 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import DeviceError, DTypeError, ModelError, ShapeError
 from devinterp_fast.sampling import engines
 from devinterp_fast.sampling.batches import Data, as_data
+from devinterp_fast.sampling.masks import Mask, mask_of
 from devinterp_fast.sampling.objective import LossFn, MeanLoss, Objective
 from devinterp_fast.sampling.torch_engine import private_copy, undisturbed
 
@@ -75,7 +76,7 @@ def pose(
     data: object,
     *,
     checkpoints: Checkpoints | None,
-    mask: Tensor | dict[str, Tensor] | None,
+    mask: Mask | None,
     backend: str,
 ) -> Problem:
     """Checks the arguments that every curvature matrix takes, and chooses the engine.
@@ -89,7 +90,7 @@ def pose(
     where = _flat.layout(model)
     index = None
     if mask is not None:
-        flat = _flat.flat_mask(mask, where)
+        flat = mask_of(mask, model, where)
         index = None if flat.all() else torch.nonzero(flat)[:, 0]
     with undisturbed(where.dim, samples.n):
         objective = Objective(loss_fn, model, samples)
