@@ -174,10 +174,16 @@ __global__ void __launch_bounds__(threads) glr_kernel(GlrChannels all, const uns
   const bool here = index < n;
   if (!own && !here) return;
   const int64_t at = here ? index : 0;
-  Channel c{all.rows + at, n, all.totals[at], all.totals[n + at], all.base[at], all.base[n + at]};
+  Channel c{all.rows + at, n, 0.0, 0.0, 0.0, 0.0};
   const OwnWeights mine{all.own + at, all.own_totals + at, n};
-  float best = all.statistic[at], peak = all.peak[at];
-  bool is_own = own && all.is_own[at / neighbors] != 0;
+  float best = 0.0f, peak = 0.0f;
+  bool is_own = false;
+  if (here) {  // others vote, and touch nobody's channel
+    c.S = all.totals[index], c.T = all.totals[n + index];
+    c.level = all.base[index], c.slope = all.base[n + index];
+    best = all.statistic[index], peak = all.peak[index];
+    is_own = own && all.is_own[index] != 0;
+  }
   for (int64_t t = 0; t < steps; ++t) {
     const PlannedStep& step = reinterpret_cast<const PlannedStep*>(plan)[t];
     const float observed = y[t * ld + at];
@@ -212,7 +218,7 @@ __global__ void __launch_bounds__(threads) glr_kernel(GlrChannels all, const uns
   all.base[n + index] = c.slope;
   all.statistic[index] = best;
   all.peak[index] = peak;
-  if (own && index % neighbors == 0) all.is_own[index / neighbors] = is_own ? 1 : 0;
+  if (own) all.is_own[index] = is_own ? 1 : 0;
 }
 
 template <GlrModel model>
@@ -224,7 +230,7 @@ __global__ void __launch_bounds__(threads)
   const PlannedStep& step = reinterpret_cast<const PlannedStep*>(plan)[steps - 1];
   const auto* walk = reinterpret_cast<const GlrCandidate*>(plan + step.walk);
   const double S = all.totals[index], T = all.totals[n + index];
-  if (all.is_own && all.is_own[index / neighbors]) {
+  if (all.is_own && all.is_own[index]) {
     const OwnWeights mine{all.own + index, all.own_totals + index, n};
     own_walk<model>(reinterpret_cast<const GlrBlock*>(plan + step.blocks), step.walk_count, step.x, step.first_x,
                     all.rows + index, mine, OwnFit(mine.total(), S, T), side < 0 ? -1.0 : 1.0, side != 0,
