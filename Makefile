@@ -119,10 +119,11 @@ cuda-check: $(VENV)/.test
 
 # --- what we ship ---------------------------------------------------------------------------------------------
 
-# A wheel that names its ABI and a manylinux tag, then a fresh environment that runs it without a compiler.
+# A wheel that names its ABI and a manylinux tag, then a fresh environment that runs it without a compiler. Built apart
+# from the editable install, whose two architectures CMake's cache would remember.
 wheels: $(VENV)/.dev
 	rm -rf build/wheel dist
-	env -u CUDAARCHS $(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	env -u CUDAARCHS $(PIP) wheel --quiet --no-deps --config-settings=build-dir=build/release --wheel-dir build/wheel .
 	$(if $(filter Linux,$(shell uname)),$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl,mkdir dist && cp build/wheel/*.whl dist)
 	$(BIN)/python tools/try_wheel.py dist/*.whl
 

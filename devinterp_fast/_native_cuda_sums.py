@@ -220,14 +220,17 @@ class GroupSums:
 class GlrChannels:
     """The grid likelihood-ratio detector for many channels on a GPU, bit for bit the CPU's, without its restarts.
 
-    All channels share x and weights: a channel that misses an observation (not finite) has statistic NaN from there on.
-    Which candidate times are kept is planned on the host, where no observation is needed.
+    Which candidate times are kept is planned on the host, where no observation is needed: of a step that all channels
+    miss, say so by weight 0.
 
     Args:
         channels: how many.
         model: "mean", "kink" or "jump+kink".
         per_octave: candidates an octave of age.
         side: 0, or +1 for rises and -1 for falls.
+        missing: whether channels may miss observations (not finite) or have weights of their own, which costs 24 bytes
+            more for each channel and candidate time. Without it all channels share the weights, and one that misses an
+            observation has statistic NaN from there on.
         device: of the sums.
 
     Attributes:
@@ -236,8 +239,9 @@ class GlrChannels:
     """
 
     def __init__(
-        self, channels: int, *, model: str = "kink", per_octave: int = 8, side: int = 0, device: str = "cuda"
-    ) -> None:
+        self, channels: int, *, model: str = "kink", per_octave: int = 8, side: int = 0,
+        missing: bool = False, device: str = "cuda",
+    ) -> None:  # fmt: skip
         if model not in MODELS:
             raise ValueError(f"model: expected one of {sorted(MODELS)}, got {model!r}")
         self.channels, self.model, self.side = channels, MODELS[model], side
@@ -247,25 +251,57 @@ class GlrChannels:
         self.totals, self.base = (torch.zeros(2, channels, dtype=torch.float64, device=device) for _ in range(2))
         self.base[0] = float("nan")
         self.statistic, self.peak = (torch.zeros(channels, device=device) for _ in range(2))
+        self.missing = missing
+        self._own = torch.zeros(0, dtype=torch.float64, device=device)
+        self._own_totals = torch.zeros(3 * channels * missing, dtype=torch.float64, device=device)
+        self._is_own = torch.zeros(channels * missing, dtype=torch.uint8, device=device)
         self._plan, self._steps = torch.zeros(0, dtype=torch.uint8), 0
 
-    def update(self, x: list[float], y: Tensor, weight: list[float] | None = None) -> None:
-        """Follows len(x) steps: y float32 (steps, channels), weight 1 / se^2 of each step."""
+    def update(self, x: list[float], y: Tensor, weight: list[float] | Tensor | None = None) -> None:
+        """Follows len(x) steps.
+
+        Args:
+            x: coordinate of each step.
+            y: observations.
+            weight: 1 / se^2 of each step, or of each observation, 0 where it is missing.
+
+        Shape:
+            y: float32 (steps, channels); weight: a list of steps, or float64 (steps, channels) on the GPU.
+
+        Raises:
+            ShapeError, DTypeError, DeviceError: an argument is not as above.
+            ValueError: weights of each observation, but ``missing`` is not set.
+            CudaError: the kernel could not be started.
+        """
         device = self.totals.device
         _expect("y", y, torch.float32, (len(x), self.channels), device)
-        plan = self.planner.plan(x, [1.0] * len(x) if weight is None else weight)
+        own = weight if isinstance(weight, Tensor) else None
+        if own is not None:
+            if not self.missing:
+                raise ValueError("weight: expected one for each step, got one for each observation without `missing`")
+            _expect("weight", own, torch.float64, (len(x), self.channels), device)
+            own = own.contiguous()
+        shared = [1.0] * len(x) if weight is None or isinstance(weight, Tensor) else weight
+        plan = self.planner.plan(x, shared, self.missing)
         self._plan = torch.frombuffer(bytearray(plan), dtype=torch.uint8).to(device)
         self._steps = len(x)
         need = self.planner.slots * self.kinds * self.channels
         if self.rows.numel() < need:
             self.rows = torch.cat([self.rows, torch.zeros(need - self.rows.numel(), device=device)])
-        launch("glr_follow_f32", device, **self._where(), y=y.data_ptr(), ld=y.stride(0))
+        need = 3 * self.planner.slots * self.channels * self.missing
+        if self._own.numel() < max(need, self.missing):  # an address at least
+            self._own = torch.cat([self._own, self.totals.new_zeros(max(need, 1) - self._own.numel())])
+        weights = 0 if own is None else own.data_ptr()
+        launch("glr_follow_f32", device, **self._where(), y=y.data_ptr(), ld=y.stride(0), weights=weights)
 
     def _where(self) -> dict[str, int | bool]:
         return {
-            "model": self.model, "one_sided": self.side != 0, "channels": self.channels, "rows": self.rows.data_ptr(),
+            "model": self.model, "side": self.side, "channels": self.channels, "rows": self.rows.data_ptr(),
             "totals": self.totals.data_ptr(), "base": self.base.data_ptr(), "statistic": self.statistic.data_ptr(),
-            "peak": self.peak.data_ptr(), "plan": self._plan.data_ptr(), "steps": self._steps,
+            "peak": self.peak.data_ptr(), "own": self._own.data_ptr() if self.missing else 0,
+            "own_totals": self._own_totals.data_ptr() if self.missing else 0,
+            "is_own": self._is_own.data_ptr() if self.missing else 0, "plan": self._plan.data_ptr(),
+            "steps": self._steps,
         }  # fmt: skip
 
     def squares(self) -> Tensor:

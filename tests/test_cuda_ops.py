@@ -293,6 +293,27 @@ def test_the_detector_follows_the_cpus_bit_for_bit(kernels, model, side):
     assert ((groups.mixture[:, 1] - gain).abs() <= 1e-6 * (gain.abs() + 32)).all()
 
 
+@pytest.mark.parametrize(("model", "side"), [("mean", 1), ("kink", 0), ("jump+kink", 0)])
+def test_the_detector_has_the_cpus_bits_with_gaps_and_own_weights(kernels, model, side):
+    random, channels, steps = np.random.default_rng(3), 37, 90
+    x = np.cumsum(random.random(steps) + 0.5)
+    y = (random.standard_normal((steps, channels)) + 0.05 * np.maximum(x[:, None] - 40, 0)).astype(np.float32)
+    weight = random.random((steps, channels)) + 0.5
+    weight[50, 3] = 0.0
+    y[40, 20] = np.inf
+    cpu = _cpu.GlrDetector(channels, _native_cuda_sums.MODELS[model], 8, side, float("inf"), 1.0, False)
+    gpu = _native_cuda_sums.GlrChannels(channels, model=model, side=side, missing=True, device="cpu")
+    for low, own in ((0, False), (30, False), (60, True)):
+        part = slice(low, low + 30)
+        cpu.update(x[part], y[part], weight[part] if own else None, None, 1)
+        gpu.update(x[part].tolist(), torch.from_numpy(y[part]), torch.from_numpy(weight[part]) if own else None)
+        assert np.asarray(cpu.statistic).reshape(-1)[:channels].tobytes() == gpu.statistic.numpy().tobytes()
+    assert gpu.squares().max(0).values.numpy().tobytes() == gpu.statistic.numpy().tobytes()
+    shared = _native_cuda_sums.GlrChannels(2, device="cpu")
+    with pytest.raises(ValueError, match="weight: expected one for each step, got one for each observation"):
+        shared.update([0.0], torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.float64))
+
+
 def test_a_missing_observation_is_not_averaged_in(kernels):
     gpu = _native_cuda_sums.GlrChannels(3, model="mean", device="cpu")
     y = torch.randn(20, 3, generator=torch.Generator().manual_seed(4))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from devinterp_fast import _cpu, _native, _native_cuda, _native_cuda_sums
+from devinterp_fast.curvature.resident import ResidentCurvature
 from devinterp_fast.sampling import native, resident
 
 WHY = _native_cuda.unavailable()
@@ -108,6 +109,22 @@ def test_the_detector_has_the_cpus_bits(model):
     gpu = _native_cuda_sums.GlrChannels(1000, model=model)
     gpu.update(x, torch.from_numpy(y).cuda())
     assert torch.equal(torch.as_tensor(cpu.statistic).reshape(-1)[:1000], gpu.statistic.cpu())
+
+
+@pytest.mark.parametrize("n", [60, 5000])
+def test_hessian_products_are_the_curvatures(n):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 2))
+    program = native.capture(model, nn.MSELoss(), torch.rand(n, 6), torch.rand(n, 2))
+    w = torch.randn(3, program.dim)
+    v = torch.randn(3, 7, program.dim)
+    want, curve = program.curvature(w).hvp(v), ResidentCurvature(program, w)
+    found = curve.hvp(v.cuda()).cpu()
+    if n <= curve.tile:
+        assert torch.equal(found, want)
+        return
+    exact = program.curvature(w.double()).hvp(v.double())
+    assert (found - exact).norm() <= 2 * (want - exact).norm()
 
 
 @pytest.mark.parametrize("batches", ["independent", "full"])

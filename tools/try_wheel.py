@@ -30,7 +30,8 @@ assert llc.trace.sizes == {"chain": 2, "draw": 50} and llc.verdict == "local min
 print(llc)
 from devinterp_fast import _native_cuda
 if sys.argv[1] == "with-cuda":
-    _native_cuda.module()
+    built = _native_cuda.module().architectures.split()
+    assert {"75-real", "120"} <= set(built), f"architectures: expected those of a release, got {built}"
 print("cuda", _native_cuda.summary())
 """
 

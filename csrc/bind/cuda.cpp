@@ -146,11 +146,14 @@ void bind_curvature(py::module_& m) {
 class Planner {
  public:
   Planner(int model, int per_octave, int side) : grid_(static_cast<dif::GlrModel>(model), per_octave, side) {}
-  py::bytes plan(const std::vector<double>& x, const std::vector<double>& weight) {
+  py::bytes plan(const std::vector<double>& x, const std::vector<double>& weight, bool own) {
     std::vector<dif::GlrStep> steps(x.size());
+    dif::GlrStep before;
+    before.blocks = grid_.blocks;
+    before.total = grid_.total;
     for (size_t i = 0; i < x.size(); ++i) grid_.advance(x[i], weight[i], steps[i]);
     if (!steps.empty()) last_ = steps.back().walk.size();
-    const std::vector<unsigned char> packed = cuda::glr_pack(steps);
+    const std::vector<unsigned char> packed = cuda::glr_pack(steps, own ? &before : nullptr);
     return py::bytes(reinterpret_cast<const char*>(packed.data()), packed.size());
   }
   int slots() const { return grid_.slots; }
@@ -162,43 +165,49 @@ class Planner {
 };
 
 cuda::GlrChannels channels_at(int64_t channels, uintptr_t rows, uintptr_t totals, uintptr_t base, uintptr_t statistic,
-                              uintptr_t peak) {
-  return {channels, at<float>(rows), at<double>(totals), at<double>(base), at<float>(statistic), at<float>(peak)};
+                              uintptr_t peak, uintptr_t own, uintptr_t own_totals, uintptr_t is_own) {
+  return {channels,        at<float>(rows), at<double>(totals),     at<double>(base),   at<float>(statistic),
+          at<float>(peak), at<double>(own), at<double>(own_totals), at<uint8_t>(is_own)};
 }
 
 void bind_detector(py::module_& m) {
   py::class_<Planner>(m, "GlrPlanner", py::module_local(), "Shared candidate times of a detector on a GPU.")
       .def(py::init<int, int, int>(), py::arg("model"), py::arg("per_octave"), py::arg("side"))
-      .def("plan", &Planner::plan, py::arg("x"), py::arg("weight"), "The next steps, packed for the device.")
+      .def("plan", &Planner::plan, py::arg("x"), py::arg("weight"), py::arg("own"),
+           "The next steps, packed for the device; own: for channels with weights of their own too.")
       .def_property_readonly("slots", &Planner::slots, "Rows that a channel needs so far.")
       .def_property_readonly("candidates", &Planner::candidates, "That the last planned step looks at.");
   m.def(
       "glr_follow_f32",
-      [](int device, uintptr_t stream, int model, bool one_sided, int64_t channels, uintptr_t rows, uintptr_t totals,
-         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t plan, int64_t steps, uintptr_t y, int64_t ld) {
+      [](int device, uintptr_t stream, int model, int side, int64_t channels, uintptr_t rows, uintptr_t totals,
+         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t own, uintptr_t own_totals, uintptr_t is_own,
+         uintptr_t plan, int64_t steps, uintptr_t y, int64_t ld, uintptr_t weights) {
         return on(device, [&] {
-          return cuda::glr_follow(static_cast<dif::GlrModel>(model), one_sided,
-                                  channels_at(channels, rows, totals, base, statistic, peak), at<const void>(plan),
-                                  steps, at<const float>(y), ld, at<void>(stream));
+          return cuda::glr_follow(static_cast<dif::GlrModel>(model), side,
+                                  channels_at(channels, rows, totals, base, statistic, peak, own, own_totals, is_own),
+                                  at<const void>(plan), steps, at<const float>(y), ld, at<const double>(weights),
+                                  at<void>(stream));
         });
       },
-      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("one_sided"), py::arg("channels"),
-      py::arg("rows"), py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("plan"),
-      py::arg("steps"), py::arg("y"), py::arg("ld"), "Follows a plan with the observations y (steps, channels).");
+      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("side"), py::arg("channels"), py::arg("rows"),
+      py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("own"), py::arg("own_totals"),
+      py::arg("is_own"), py::arg("plan"), py::arg("steps"), py::arg("y"), py::arg("ld"), py::arg("weights"),
+      "Follows a plan with the observations y (steps, channels).");
   m.def(
       "glr_squares_f32",
-      [](int device, uintptr_t stream, int model, bool one_sided, int64_t channels, uintptr_t rows, uintptr_t totals,
-         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t plan, int64_t steps, int64_t candidates,
-         uintptr_t squares) {
+      [](int device, uintptr_t stream, int model, int side, int64_t channels, uintptr_t rows, uintptr_t totals,
+         uintptr_t base, uintptr_t statistic, uintptr_t peak, uintptr_t own, uintptr_t own_totals, uintptr_t is_own,
+         uintptr_t plan, int64_t steps, int64_t candidates, uintptr_t squares) {
         return on(device, [&] {
-          return cuda::glr_squares(static_cast<dif::GlrModel>(model), one_sided,
-                                   channels_at(channels, rows, totals, base, statistic, peak), at<const void>(plan),
-                                   steps, candidates, at<float>(squares), at<void>(stream));
+          return cuda::glr_squares(static_cast<dif::GlrModel>(model), side,
+                                   channels_at(channels, rows, totals, base, statistic, peak, own, own_totals, is_own),
+                                   at<const void>(plan), steps, candidates, at<float>(squares), at<void>(stream));
         });
       },
-      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("one_sided"), py::arg("channels"),
-      py::arg("rows"), py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("plan"),
-      py::arg("steps"), py::arg("candidates"), py::arg("squares"), "squares (candidates, channels) of the last step.");
+      py::arg("device"), py::arg("stream"), py::arg("model"), py::arg("side"), py::arg("channels"), py::arg("rows"),
+      py::arg("totals"), py::arg("base"), py::arg("statistic"), py::arg("peak"), py::arg("own"), py::arg("own_totals"),
+      py::arg("is_own"), py::arg("plan"), py::arg("steps"), py::arg("candidates"), py::arg("squares"),
+      "squares (candidates, channels) of the last step.");
   m.def(
       "glr_reduce_f32",
       [](int device, uintptr_t stream, int64_t groups, uintptr_t members, uintptr_t start, uintptr_t squares,

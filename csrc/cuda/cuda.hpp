@@ -92,19 +92,25 @@ struct GlrChannels {
   float* rows;              // (slots, kinds, channels): S and, but for the mean, Q of each block; kinds 1 for the mean
   double *totals, *base;    // (2, channels) each: S, T; level and slope that are taken off, NaN at first
   float *statistic, *peak;  // (channels): after the last step; the largest since the caller cleared it
+  // Where channels may miss observations or have weights of their own, else null:
+  double *own, *own_totals;  // (slots, 3, channels) and (3, channels): sums of a channel's weights
+  uint8_t* is_own;           // (channels): 0 at first; sixteen neighbors turn together
 };
 
-// A plan of many steps in one piece of memory, `bytes` long, that glr_follow reads on the device.
-std::vector<unsigned char> glr_pack(const std::vector<GlrStep>& steps);
+// A plan of many steps in one piece of memory that glr_follow reads on the device. `before`: the grid's blocks and
+// total when the first step begins, if channels may have weights of their own; else null.
+std::vector<unsigned char> glr_pack(const std::vector<GlrStep>& steps, const GlrStep* before);
 
-// y (steps, channels; row stride ld). A channel that misses an observation (y not finite) has statistic NaN from there
-// on: its weights are no longer those of the plan. mean, kink and jump+kink only. Same bits as the CPU's detector.
-const char* glr_follow(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps, const float* y,
-                       int64_t ld, void* stream);
+// y (steps, channels; row stride ld), weights (steps, channels) or null for the plan's. An observation is missing where
+// y is not finite or its weight not positive; without `own` sums such a channel's statistic is NaN from there on. side:
+// 0 or the sign of the changes. mean, kink and jump+kink only. Same bits as the CPU's detector, if the plan's weight is
+// 0 where all channels miss an observation.
+const char* glr_follow(GlrModel, int side, const GlrChannels&, const void* plan, int64_t steps, const float* y,
+                       int64_t ld, const double* weights, void* stream);
 
 // squares (candidates of the plan's last step, channels) <- their statistics, youngest first; 0 where there is none.
-const char* glr_squares(GlrModel, bool one_sided, const GlrChannels&, const void* plan, int64_t steps,
-                        int64_t candidates, float* squares, void* stream);
+const char* glr_squares(GlrModel, int side, const GlrChannels&, const void* plan, int64_t steps, int64_t candidates,
+                        float* squares, void* stream);
 
 // Sums over groups of channels, for each row of squares (rows, channels): members (channels) lists the channels group
 // by group, group g from start[g] to start[g + 1]. largest, total, mixture (rows, groups): max z, sum z and sum log(1 -

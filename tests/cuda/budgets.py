@@ -55,17 +55,26 @@ SPECS: dict[str, Streams | Other] = {
     "thermostat_kernel": Other(256, "launch: one thread a chain, once a step"),
     "ordered_sums_kernel": Other(256, "latency: a chain's partial sums are added one by one, one for 8192 coordinates"),
     "gram_kernel": Other(256, "shared memory: two loads for each fused multiply-add, 16 x 16 samples a block"),
-    "project_kernel": Other(256, "memory: the basis is read three times; a warp reads 128 neighboring bytes", 4096),
-    "add_pieces_kernel": Other(256, "latency: one thread a product, one number for 8192 coordinates"),
+    "dots_kernel": Other(256, "memory: 4 bytes for each number of the basis, the first of its two readings"),
+    "coefficients_kernel": Other(256, "latency: one block a chain, m (m + dim / 1024) additions for m vectors", 512),
+    "subtract_kernel": Other(256, "memory: 4 bytes for each number of the basis, the second reading"),
+    "squares_of_blocks_kernel": Other(32, "latency: a warp adds 8192 squares in order; 4 bytes a coordinate"),
     "normalize_kernel": Other(256, "memory: 8 bytes a number; a warp reads 128 neighboring bytes"),
     "reduce_kernel": Other(32, "memory: members are gathered one by one, the list is read in order"),
     "resident_kernel": Other(
-        256, "latency: barriers between the layers of a small model; nothing but data and draws leaves the chip", 32768
+        128, "latency: barriers between the layers of a small model; nothing but data and draws leaves the chip", 32768
     ),
+    "products_kernel": Other(
+        128, "latency: barriers between layers; one read of data and directions, a pool that fills what is there", 98304
+    ),
+    "add_segments_kernel": Other(128, "memory: 4 bytes a segment and number, at most 8 segments"),
 }
 for _model in range(3):
-    SPECS[f"glr_kernel<(dif::GlrModel){_model}>"] = Other(
+    SPECS[f"glr_kernel<(dif::GlrModel){_model}, false>"] = Other(
         128, "memory: all candidates of a channel are read each step; a warp reads 128 neighboring bytes"
+    )
+    SPECS[f"glr_kernel<(dif::GlrModel){_model}, true>"] = Other(
+        128, "double: the fit of each candidate to a channel's own weights, about 40 operations and 5 divisions"
     )
     SPECS[f"squares_kernel<(dif::GlrModel){_model}>"] = Other(
         128, "memory: candidates in, squares out; a warp moves 128 neighboring bytes"

@@ -22,6 +22,7 @@ GROUPS: dict[str, Callable[[], Iterator[Case]]] = {
     "orthogonalize": cases_sums.orthogonalize,
     "normalize": cases_sums.normalize,
     "detector": cases_detector.follow,
+    "missing": cases_detector.missing,
     "groups": cases_detector.reduce,
     "resident": cases_resident.resident,
     "products": cases_products.products,

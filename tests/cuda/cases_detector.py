@@ -15,6 +15,8 @@ from devinterp_fast import _cpu
 HERE = {"device": 0, "stream": 0}
 MEAN, KINK, JUMP_KINK = 0, 1, 2
 PER_OCTAVE = 4
+SHARED = {"own": 0, "own_totals": 0, "is_own": 0}
+"""No channel has weights of its own."""
 
 
 def follow() -> Iterator[Case]:
@@ -29,7 +31,7 @@ def follow() -> Iterator[Case]:
             y = normal(random, steps, channels)
             y[steps // 2 :] += np.float32(2.0)
             planner = library.module.GlrPlanner(model, PER_OCTAVE, side)
-            plan = aligned(np.frombuffer(planner.plan(x.tolist(), weight.tolist()), np.uint8))
+            plan = aligned(np.frombuffer(planner.plan(x.tolist(), weight.tolist(), False), np.uint8))
             kinds = 1 if model == MEAN else 2
             channel = {
                 "channels": channels,
@@ -38,9 +40,10 @@ def follow() -> Iterator[Case]:
                 "base": aligned(np.stack([np.full(channels, np.nan), np.zeros(channels)])),
                 "statistic": aligned(np.zeros(channels, np.float32)),
                 "peak": aligned(np.zeros(channels, np.float32)),
+                **SHARED,
             }
-            common = {**HERE, "model": model, "one_sided": side != 0, "plan": plan, "steps": steps}
-            call = Call("glr_follow_f32", {**common, **channel, "y": y, "ld": channels})
+            common = {**HERE, "model": model, "side": side, "plan": plan, "steps": steps}
+            call = Call("glr_follow_f32", {**common, **channel, "y": y, "ld": channels, "weights": 0})
             detector = _cpu.GlrDetector(channels, model, PER_OCTAVE, side, math.inf, 0.0, False)
             detector.update(x, y, weight, None, 1)
             # the sums are laid out otherwise on the CPU: `squares` below shows that they are right
@@ -57,7 +60,14 @@ def follow() -> Iterator[Case]:
             states = {k: aligned(state[k]) for k in ("rows", "totals", "base", "statistic", "peak")}
             call = Call(
                 "glr_squares_f32",
-                {**common, "channels": channels, **states, "candidates": planner.candidates, "squares": squares},
+                {
+                    **common,
+                    "channels": channels,
+                    **states,
+                    **SHARED,
+                    "candidates": planner.candidates,
+                    "squares": squares,
+                },
             )
             # The largest is the statistic to the bit. The CPU lists all in float64; in float32 a few roundings (say 64)
             # of sums over the steps, of which the baseline's terms leave the size of one.
@@ -65,6 +75,61 @@ def follow() -> Iterator[Case]:
             assert found.max(axis=0).tobytes() == detector.statistic.tobytes()
             assert (abs(found - detector.squares()) <= 64 * steps * 2.0**-24 * found.max(axis=0)).all()
             yield Case(f"squares of {name}", call, expected(call, {"squares": found}), channels == 3)
+
+
+def missing() -> Iterator[Case]:
+    """Weights of each observation, gaps, a step that all miss: sixteen channels take them up together, or do not."""
+    library = Library(kernels(), module="_cuda")
+    assert library.module is not None
+    for number, (model, side) in enumerate([(MEAN, 0), (MEAN, 1), (KINK, 0), (KINK, -1), (JUMP_KINK, 0)]):
+        for channels, steps, weighted in ((3, 30, True), (40, 30, False)):
+            random = np.random.default_rng(number)
+            x, y = np.cumsum(0.5 + random.random(steps)), normal(random, steps, channels)
+            y[steps // 2 :] += np.float32(2.0)
+            holes = random.random(y.shape) < 0.1
+            holes[:, 16:32] = False
+            holes[7] = True
+            y[holes] = np.nan
+            weights = aligned(random.random(y.shape) * (random.random(y.shape) < 0.9)) if weighted else None
+            shared = np.where(np.isfinite(y).any(1), 1.0, 0.0)
+            planner = library.module.GlrPlanner(model, PER_OCTAVE, side)
+            plan = aligned(np.frombuffer(planner.plan(x.tolist(), shared.tolist(), True), np.uint8))
+            channel = {
+                "channels": channels,
+                "rows": aligned(np.zeros((planner.slots, 1 if model == MEAN else 2, channels), np.float32)),
+                "totals": aligned(np.zeros((2, channels))),
+                "base": aligned(np.stack([np.full(channels, np.nan), np.zeros(channels)])),
+                "statistic": aligned(np.zeros(channels, np.float32)),
+                "peak": aligned(np.zeros(channels, np.float32)),
+                "own": aligned(np.full((planner.slots, 3, channels), np.nan)),
+                "own_totals": aligned(np.full((3, channels), np.nan)),
+                "is_own": aligned(np.zeros(channels, np.uint8)),
+            }
+            common = {**HERE, "model": model, "side": side, "plan": plan, "steps": steps}
+            call = Call(
+                "glr_follow_f32",
+                {**common, **channel, "y": y, "ld": channels, "weights": 0 if weights is None else weights},
+            )
+            detector = _cpu.GlrDetector(channels, model, PER_OCTAVE, side, math.inf, 0.0, False)
+            detector.update(x, y, weights, None, 1)
+            assert isinstance(call.arguments, dict)
+            names = [k for k, v in call.arguments.items() if isinstance(v, np.ndarray)]
+            state = dict(zip(names, library.run(call), strict=True))
+            assert state["is_own"][::16].tolist() == ([1] if weighted else [1, 0, 1])
+            changed: dict[str, np.ndarray | None] = {k: state[k] for k in channel if k != "channels"}
+            changed |= {"statistic": detector.statistic, "peak": detector.peak}
+            name = f"missing, model {model}, side {side}, {channels} channels"
+            yield Case(name, call, expected(call, changed), channels == 3 and number % 2 == 0)
+
+            squares = aligned(np.full((planner.candidates, channels), np.nan, np.float32))
+            states = {k: aligned(state[k]) for k in channel if k != "channels"}
+            call = Call(
+                "glr_squares_f32",
+                {**common, "channels": channels, **states, "candidates": planner.candidates, "squares": squares},
+            )
+            found = library.run(call)[-1]
+            assert found.max(axis=0).tobytes() == detector.statistic.tobytes()
+            yield Case(f"squares of {name}", call, expected(call, {"squares": found}), False)
 
 
 def mixture(z: np.ndarray) -> float:

@@ -67,6 +67,7 @@ FAULTS = [
     Fault("lost update", Call("run_lost_update", (np.zeros(1, np.int32),))),
     Fault("barrier that part of a block reaches", Call("run_partial_barrier", (OUT,))),
     Fault("shuffle mask names a lane that has exited", Call("run_exited_lane", (OUT,))),
+    Fault("vote of a lane that has exited", Call("run_exited_voter", (OUT,))),
     Fault("shuffle from a lane outside the mask", Call("run_lane_outside_mask", (OUT,))),
 ]
 

@@ -94,6 +94,10 @@ __global__ void exited_lane(float* to) {
   if (threadIdx.x < 20) to[threadIdx.x] = __shfl_xor_sync(0xffffffffu, 1.0f, 1);
 }
 
+__global__ void exited_voter(float* to) {
+  if (threadIdx.x < 20) to[threadIdx.x] = static_cast<float>(__ballot_sync(0xffffffffu, threadIdx.x % 2));
+}
+
 __global__ void lane_outside_mask(float* to) {
   if (threadIdx.x < 16) to[threadIdx.x] = __shfl_xor_sync(0x0000ffffu, static_cast<float>(threadIdx.x), 16);
 }
@@ -153,6 +157,7 @@ DIF_FAULT(blocks_exchange, float, 2)
 DIF_FAULT(lost_update, int, 1)
 DIF_FAULT(partial_barrier, float, 1)
 DIF_FAULT(exited_lane, float, 1)
+DIF_FAULT(exited_voter, float, 1)
 DIF_FAULT(lane_outside_mask, float, 1)
 DIF_FAULT(missing_syncwarp, float, 1)
 DIF_FAULT(uninitialized_shared, float, 1)
