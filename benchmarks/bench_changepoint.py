@@ -16,9 +16,12 @@ from devinterp_fast.changepoint.focus import Focus
 BARS = {("mean", 100_000): 10, ("kink", 100_000): 20, ("mean", 1_000_000): 12, ("kink", 1_000_000): 25}  # ns
 
 
-def nanoseconds(model, channels, steps, block):
+def nanoseconds(model, channels, steps, block, missing=0.0):
     """Per channel-update over a whole run, and over blocks the median."""
-    y = np.random.default_rng(0).standard_normal((block, channels), dtype=np.float32)
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal((block, channels), dtype=np.float32)
+    if missing:
+        y[rng.random(y.shape) < missing] = np.nan
     det = Detector(channels, model=model, arl=None, noise="unit")
     spent = []
     for start in range(0, steps, block):
@@ -44,6 +47,17 @@ def test_throughput(model, channels):
     print(model, channels, rows)
     record("changepoint", {f"{model}, {channels} channels": rows})
     assert rows["block 32"]["median block"] <= BARS[model, channels]
+
+
+@pytest.mark.parametrize("model", ["mean", "kink", "jump+kink", "meanvar"])
+def test_channels_of_their_own(model):
+    """One value in fifty missing, so that every register of channels keeps its own weights; beside the shared path."""
+    rows = {
+        name: nanoseconds(model, 10_000, 1024, 32, missing)["median block"]
+        for name, missing in (("shared", 0.0), ("missing values", 0.02))
+    }
+    print(model, rows)
+    record("changepoint", {f"{model}, own weights": rows})
 
 
 def test_memory_at_a_million_steps():

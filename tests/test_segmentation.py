@@ -3,6 +3,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from devinterp_fast.changepoint.segmentation import _SHORTEST, _long_run_noise, _partition, _Series, segment
 from devinterp_fast.errors import DataError, ShapeError
@@ -127,6 +130,39 @@ def test_many_channels_are_each_alone():
         alone = segment(x, y, 0.3)
         assert fit.boundaries == alone.boundaries
         assert str(fit) == str(alone)
+
+
+def test_torch_tensors_are_read_in_place():
+    """As they are, also strided and asking for gradients; nothing is written to them."""
+    rng = np.random.default_rng(8)
+    x, _, a = curve("kink", rng)
+    wide = torch.tensor(np.stack([a, a[::-1].copy(), a], axis=1), requires_grad=True)
+    before = wide.detach().clone()
+    got = segment(torch.tensor(x), wide[:, :2], torch.tensor(0.3, dtype=torch.float64))
+    for fit, y in zip(got, (a, a[::-1]), strict=True):
+        assert fit.boundaries == segment(x, y, 0.3).boundaries
+    assert torch.equal(wide, before)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["mean", "line", "kink"]),
+    st.integers(0, 2**32 - 1),
+    st.floats(-1e6, 1e6),
+    st.sampled_from([0.0, 1e-12, 1.0, 1e6]),
+    st.booleans(),
+)
+def test_any_series_is_fitted(model, seed, offset, scale, holes):
+    """Constants, huge offsets, tiny and huge scales, bursts of NaN: finite fits, and intervals around boundaries."""
+    rng = np.random.default_rng(seed)
+    y = offset + scale * rng.normal(size=40)
+    if holes:
+        y[10:18] = np.nan
+        y[30] = np.inf
+    fit = segment(np.cumsum(rng.uniform(0.1, 2, 40)), y, model=model)
+    assert np.isfinite(fit.fitted).all()
+    assert np.isfinite(fit.slopes).all()
+    assert all(b.interval[0] <= b.x <= b.interval[1] for b in fit.boundaries)
 
 
 @pytest.mark.parametrize("model", ["auto", "mean", "line", "kink"])

@@ -221,10 +221,10 @@ class Detector:
             return self._given_threshold
         if self.arl is None:
             return math.inf
-        independent, model = self.channels, self.model
+        independent, model = self.channels, str(self.model)
         if self._groups is not None:
             independent = self._groups.tests
-            model = self._groups.scale if self.model == "meanvar" else self.model
+            model = self._groups.scale if model == "meanvar" else model
         level = thresholds.threshold(self.arl, channels=independent, model=model, side=self.side)
         return thresholds.inflated(level, self._noise.variance)
 

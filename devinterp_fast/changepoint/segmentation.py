@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from devinterp_fast.errors import DataError, ShapeError
 
@@ -100,7 +101,7 @@ def segment(
     r"""Splits a series into constants, lines, or lines that join, at the exact optimum.
 
     Args:
-        x: coordinates, rising.
+        x: coordinates, rising; this and the others are numpy or torch, on the CPU.
         y: values; NaN is missing.
         se: standard errors. Without them the noise is a robust scale of second differences, made long-run,
             (1 + phi) / (1 - phi), where neighbors correlate.
@@ -132,7 +133,7 @@ def segment(
         raise ValueError(f"model: expected one of auto, mean, line, kink, got {model}")
     if penalty is not None and not penalty >= 0:
         raise ValueError(f"penalty: expected a number >= 0 or None, got {penalty}")
-    at, values = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    at, values = _array(x), _array(y)
     if at.ndim != 1:
         raise ShapeError(f"x: expected one dimension, got shape {at.shape}")
     if values.ndim not in (1, 2) or values.shape[:1] != at.shape:
@@ -141,7 +142,7 @@ def segment(
         raise DataError("x: expected finite numbers that rise, got others")
     errors = None
     if se is not None:
-        errors = np.asarray(se, dtype=np.float64)
+        errors = _array(se)
         if errors.shape not in ((), at.shape, values.shape):
             raise ShapeError(f"se: expected shape {values.shape}, ({at.size},) or a number, got {errors.shape}")
         if values.ndim == 2 and errors.ndim == 1:
@@ -152,6 +153,10 @@ def segment(
     return [
         _one(at, values[:, c], None if errors is None else errors[:, c], model, penalty) for c in range(values.shape[1])
     ]
+
+
+def _array(values: Any) -> _Floats:
+    return np.asarray(values.detach() if isinstance(values, torch.Tensor) else values, dtype=np.float64)
 
 
 def _one(x: _Floats, y: _Floats, se: _Floats | None, model: str, penalty: float | None) -> Segmentation:
