@@ -17,9 +17,9 @@ from devinterp_fast import _flat
 from devinterp_fast.errors import ModelError
 from devinterp_fast.estimators import exact
 from devinterp_fast.sampling import warmup
-from devinterp_fast.sampling.diagnostics import diagnose, extrapolation, lost_at, targets_of
+from devinterp_fast.sampling.diagnostics import diagnose, extrapolation, lost_at, reached, targets_of
 from devinterp_fast.sampling.masks import mask_of
-from devinterp_fast.sampling.run import Settings, Trace
+from devinterp_fast.sampling.run import Settings, State, Trace
 from devinterp_fast.sampling.samplers import Sampler
 
 NBETA = 1e6 / math.log(1e6)
@@ -70,6 +70,38 @@ def test_minibatches_are_read_off_at_step_size_zero():
     assert abs(llc.value - want) < 4 * llc.mcse + 0.08 * want
     lr, values = np.array(llc.settings["lr"]), llc.per_chain
     assert llc.value == pytest.approx(np.polyfit(lr, values, 1)[1], rel=1e-9)
+
+
+def test_minibatches_leave_a_center_without_curvature():
+    # At rank 0 and depth 4 the Hessian at w0 is zero: a step from there says nothing, one from afar lets nothing move.
+    llc = found([5, 6, 5, 6, 5], 0, samples=4096, sampler="sgnht", seed=3)
+    want = exact.at_temperature(*exact.deep_linear([5, 6, 5, 6, 5], 0), NBETA)
+    assert not llc.diverged
+    assert abs(llc.value - want) < 4 * llc.mcse + 0.08 * want
+
+
+def test_trajectories_without_a_chance_make_the_step_smaller():
+    targets = [np.arange(4), np.arange(4, 8)]
+    chance = np.full((8, 10), warmup.ACCEPTANCE)
+    np.testing.assert_allclose(warmup._regulated(chance, targets), 1.0)
+    chance[:4] = 1.0
+    chance[:4, 0] = 0.0  # the same mean acceptance, of all or nothing
+    factor = warmup._regulated(chance, targets)
+    assert (factor[:4] < 0.5).all()
+    np.testing.assert_allclose(factor[4:], 1.0)
+
+
+def test_reached_is_one_where_the_energy_is_equally_shared():
+    # U = (nbeta h + pull) w^2 / 2 in 3 of 5 coordinates, pull w^2 / 2 in 2: E[pull |w|^2] + 2 value = 5
+    pull, stiff = 2.0, 30.0
+    away = torch.tensor([[(pull + stiff) ** -0.5] * 3 + [pull**-0.5] * 2] * 2)
+    state = State(0, away + 1, torch.zeros(2, 0), torch.zeros(2, 0), np.zeros(2), np.full(2, -1))
+    none = np.zeros((2, 1))
+    trace = Trace(none, none, none, none, np.full(2, -1), state)
+    value = 3 * stiff / (pull + stiff) / 2
+    run = replace(settings([0.1, 0.1]), localization=np.full(2, pull))
+    assert reached(trace, run, np.ones(5), value, 5) == pytest.approx(1, rel=1e-6)
+    assert math.isnan(reached(replace(trace, state=None), run, np.ones(5), value, 5))
 
 
 def test_the_same_seed_gives_the_same_bits():

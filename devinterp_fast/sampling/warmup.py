@@ -48,7 +48,7 @@ _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
 _NO_CHANCE = 0.01  # at an acceptance of 0.9 on a Gaussian it is once in 10^60 trajectories
-_HOPELESS = 20.0
+_HOPELESS = 60.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _regulated(chance: Floats, targets: list[np.ndarray]) -> Floats:
     """The factor on each chain's lr: chains of one target share theirs.
 
     A trajectory with no chance at all met a place where the step is unstable. Chains that cannot enter such places read
-    low by what lies there, at any mean acceptance, so these count ``_HOPELESS`` times: about 0.5 % of them are left.
+    low by what lies there, at any mean acceptance, so these count ``_HOPELESS`` times: about 0.2 % of them are left.
 
     Shape:
         chance: (chains, trajectories), of acceptance.
@@ -144,9 +144,12 @@ def _targets(settings: Settings) -> list[np.ndarray]:
 def sgnht(
     run: Run, settings: Settings, stiffness: float, steps: int, stiffness_at: Callable[[torch.Tensor], float]
 ) -> Settings:
-    """SGNHT ready to draw: burnt in at a large step, cooled at half of it, then half of the chains at a quarter.
+    """SGNHT ready to draw: burnt in at low friction, cooled at its own, half of the chains at a quarter of the step.
 
-    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift.
+    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift. Low friction
+    carries chains far along what is nearly flat; the noise of their batches, which it does not damp, heats what is
+    stiff, and the cooling takes that back. Steps follow the largest stiffness that chains have met. The friction of a
+    sampler given with one of its own is kept.
 
     Args:
         run: runs settings.
