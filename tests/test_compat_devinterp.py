@@ -274,11 +274,16 @@ def test_records_are_taken_and_other_settings_refused():
     assert summary(optimizer_kwargs=old)["llc/mean"] == summary()["llc/mean"]
     refusals = [
         (ValueError, {"temperature": 3.0}, "nbeta: expected nbeta or temperature, its old name, got both"),
-        (ValueError, {"noise_level": 0.5}, "noise_level: expected 1, as any other samples no posterior, got 0.5"),
         (
             ValueError,
-            {"weight_decay": 0.1},
-            "weight_decay: expected 0, got 0.1: use localization, or a term of the loss",
+            {"noise_level": 0.0},
+            "noise_level: expected a number above 0, as nothing is sampled else, got 0.0",
+        ),
+        (ValueError, {"weight_decay": -0.1}, "weight_decay: expected a number of at least 0, got -0.1"),
+        (
+            ValueError,
+            {"weight_decay": 0.1, "bounding_box_size": 1.0},
+            "bounding_box_size: expected none with weight_decay, got 1.0",
         ),
         (TypeError, {"step": 1}, "optimizer_kwargs: expected settings of SGLD, got 'step'"),
     ]
@@ -339,6 +344,28 @@ def test_doubts_are_warnings_and_a_diverged_chain_leaves_the_mean():
         summary(optimizer_kwargs={**SETTINGS, "lr": 1e9}, seed=[1, 2, 3])
 
 
+@pytest.mark.parametrize("method", [SGLD, SGMCMC.sgld])
+@pytest.mark.parametrize("noise", [1.0, 0.5])
+@pytest.mark.parametrize("decay", [0.0, 40.0])
+def test_weight_decay_and_noise_have_their_closed_form(method, noise, decay):
+    # drift / 2 of d = nbeta H (w - w0) + gamma (w - w0) + decay w = A (w - w0) + decay w0 about w0 - A^-1 decay w0;
+    # noise of level s: covariance s^2 A^-1 (1 - lr A / 4)^-1. llc = nbeta tr(H (cov + m m')) / 2.
+    loader = DataLoader(TensorDataset(X, Y), batch_size=400)
+    settings = {"lr": 1e-3, "localization": 5.0, "nbeta": 60.0, "noise_level": noise, "weight_decay": decay}
+    found = estimate_learning_coeff_with_summary(
+        regression(), loader, evaluate=evaluate_mse, optimizer_kwargs=settings, num_chains=8, num_draws=3000,
+        num_burnin_steps=200, seed=1, verbose=False, sampling_method=method,
+    )  # fmt: skip
+    h = 2 * (X.T @ X).double().numpy() / 400
+    a = 60 * h + (5 + decay) * np.eye(3)
+    m = -np.linalg.solve(a, decay * BEST.double().numpy()[0])
+    cov = noise**2 * np.linalg.inv(a @ (np.eye(3) - 1e-3 * a / 4))
+    exact = 60 * np.trace(h @ (cov + np.outer(m, m))) / 2
+    # 8 chains, Student's t: 1e-3 at 5.4
+    assert abs(found["llc/mean"] - exact) < 5.4 * found["llc/std"] / math.sqrt(8)
+    assert found["llc/std"] / math.sqrt(8) < 0.05 * exact
+
+
 # --- as optimizers
 
 
@@ -347,6 +374,11 @@ def test_doubts_are_warnings_and_a_diverged_chain_leaves_the_mean():
     [
         # SGLD: variance 1 / (a (1 - lr a / 4)), a = nbeta h + localization.
         (SGLD, {"lr": 0.04, "nbeta": 10.0, "localization": 5.0}, 1 / (15 * (1 - 0.04 * 15 / 4))),
+        (
+            SGLD,
+            {"lr": 0.04, "nbeta": 10.0, "localization": 3.0, "weight_decay": 2.0, "noise_level": 0.5},
+            0.25 / (15 * (1 - 0.04 * 15 / 4)),
+        ),
         # The thermostat holds the mean of m^2 at lr, and so E[w^2] = 1 / (nbeta h), up to terms of the step.
         (SGNHT, {"lr": 0.002, "nbeta": 10.0, "diffusion_factor": 0.1}, 1 / 10),
     ],

@@ -9,7 +9,7 @@ import functools
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.batches import Batch, as_data
 from devinterp_fast.sampling.observers import Draw
 from devinterp_fast.sampling.prepare import Prepared, prepare
+from devinterp_fast.sampling.prior import GaussianPrior
 from devinterp_fast.sampling.proposals import Proposals
 from devinterp_fast.sampling.run import Trace
 
@@ -204,15 +205,22 @@ def sample(
     if len(seeds) not in (1, num_chains) or (not isinstance(seed, int) and len(seeds) != num_chains):
         raise ValueError(f"seed: expected one or {num_chains} seeds, got {len(seeds)}")
     each = num_chains // len(seeds)
+    # Noise of another level at this step and drift is noise of level 1 at step lr s^2, with drift terms of 1 / s^2.
+    heat = float(every.get("noise_level", 1.0)) ** 2
+    if heat != 1.0:
+        warnings.warn(f"noise_level: chains sample at nbeta / {heat:g}, the llc is taken with nbeta", stacklevel=2)
+    decay = float(every.get("weight_decay", 0.0)) / heat
     prepared = [
         prepare(
             model, loss_fn, samples, chains=each, draws=num_draws, burn_in=num_burnin_steps, thin=num_steps_bw_draws,
-            lr=every["lr"], localization=every.get("localization", 0.0), nbeta=every["nbeta"], sampler=sampler,
-            batch_size=loader.batch_size * grad_accum_steps, batches="epoch", mask=mask, seed=number,
+            lr=every["lr"] * heat, localization=every.get("localization", 0.0) / heat, nbeta=every["nbeta"] / heat,
+            sampler=sampler, batch_size=loader.batch_size * grad_accum_steps, batches="epoch", mask=mask, seed=number,
+            prior=GaussianPrior(decay, 0.0) if decay else None,
         )
         for number in seeds
     ]  # fmt: skip
     named = dict(callbacks) if isinstance(callbacks, Mapping) else {str(i): c for i, c in enumerate(callbacks)}
+    _check_rates(named.values(), every)
     _run(prepared, list(named.values()), init_loss, verbose)
     results: dict[str, Any] = {}
     for name, callback in named.items():
@@ -222,16 +230,20 @@ def sample(
     return results
 
 
+def _check_rates(callbacks: Iterable[Any], every: Mapping[str, Any]) -> None:
+    for rate in callbacks:
+        if type(rate) is not MalaAcceptanceRate:
+            continue
+        for name, said, used in (("learning_rate", rate.learning_rate, "lr"), ("nbeta", rate.nbeta, "nbeta")):
+            if not math.isclose(said, every[used], rel_tol=1e-6):
+                raise ValueError(
+                    f"{name}: expected that of the run, {every[used]:.6g}, got {said:.6g} in MalaAcceptanceRate"
+                )
+
+
 def _run(prepared: list[Prepared], callbacks: list[Any], init_loss: float | None, verbose: bool) -> None:
     """Runs the chains and lets every callback finish."""
     rates = [c for c in callbacks if type(c) is MalaAcceptanceRate]
-    for rate in rates:
-        for name, said, used in (
-            ("learning_rate", rate.learning_rate, prepared[0].settings.lr[0]),
-            ("nbeta", rate.nbeta, prepared[0].settings.nbeta[0]),
-        ):
-            if not math.isclose(said, used, rel_tol=1e-6):
-                raise ValueError(f"{name}: expected that of the run, {used:.6g}, got {said:.6g} in MalaAcceptanceRate")
     others = [c for c in callbacks if type(c) not in (*_OF_LOSSES, MalaAcceptanceRate)]
     proposals = [Proposals(job) for job in prepared]
     observers: list[list[Any]] = []

@@ -37,22 +37,22 @@ class _Method(torch.optim.Optimizer):
             TypeError: a setting is unknown.
             ValueError: its value has no counterpart here.
         """
-        known = {*cls.defaults_of, *_RECORDS, "optimize_over", "temperature", "noise_level", "weight_decay"}
+        known = {*cls.defaults_of, *_RECORDS, "optimize_over", "temperature"}
         if set(settings) - known:
             raise TypeError(
                 f"optimizer_kwargs: expected settings of {cls.__name__}, got {min(set(settings) - known)!r}"
             )
-        if settings.get("noise_level", 1.0) != 1.0:
+        if not settings.get("noise_level", 1.0) > 0:
             raise ValueError(
-                f"noise_level: expected 1, as any other samples no posterior, got {settings['noise_level']}"
+                f"noise_level: expected a number above 0, as nothing is sampled else, got {settings['noise_level']}"
             )
-        if settings.get("weight_decay", 0.0) != 0.0:
-            raise ValueError(
-                f"weight_decay: expected 0, got {settings['weight_decay']}: use localization, or a term of the loss"
-            )
+        if settings.get("weight_decay", 0.0) < 0:
+            raise ValueError(f"weight_decay: expected a number of at least 0, got {settings['weight_decay']}")
         if settings.get("add_grad_correction"):
             raise ValueError("add_grad_correction: expected False: the metric is held after burn-in instead, got True")
         box = settings.get("bounding_box_size")
+        if box and settings.get("weight_decay"):
+            raise ValueError(f"bounding_box_size: expected none with weight_decay, got {box}")
         return cls._sampler({**cls.defaults_of, **settings}, box if box else math.inf)
 
     @classmethod
@@ -81,26 +81,35 @@ def _masked(move: Tensor, group: dict[str, Any]) -> Tensor:
     return move if group["optimize_over"] is None else move * group["optimize_over"]
 
 
-class SGLD(_Method):
-    """Localized SGLD: w <- w - lr / 2 (nbeta g + localization (w - w0)) + sqrt(lr) xi."""
+def _pull(p: Tensor, center: Tensor, group: dict[str, Any]) -> Tensor:
+    pull: Tensor = group["localization"] * (p - center) + group["weight_decay"] * p
+    return pull
 
-    defaults_of = {"lr": 0.01, "localization": 0.0, "nbeta": 1.0, "bounding_box_size": None}  # noqa: RUF012
+
+class SGLD(_Method):
+    """Localized SGLD: w <- w - lr / 2 (nbeta g + localization (w - w0) + weight_decay w) + sqrt(lr) noise_level xi."""
+
+    defaults_of = {  # noqa: RUF012
+        "lr": 0.01, "localization": 0.0, "nbeta": 1.0, "noise_level": 1.0, "weight_decay": 0.0,
+        "bounding_box_size": None,
+    }  # fmt: skip
 
     @classmethod
     def _sampler(cls, settings: dict[str, Any], box: float) -> Sampler:
         return Sampler("sgld", box=box)
 
     def _move(self, p: Tensor, slope: Tensor, group: dict[str, Any]) -> None:
-        drift = slope + group["localization"] * (p - self.state[p]["initial_param"])
-        p.add_(_masked(-group["lr"] / 2 * drift + math.sqrt(group["lr"]) * torch.randn_like(p), group))
+        drift = slope + _pull(p, self.state[p]["initial_param"], group)
+        noise = group["noise_level"] * math.sqrt(group["lr"])
+        p.add_(_masked(-group["lr"] / 2 * drift + noise * torch.randn_like(p), group))
 
 
 class RMSpropSGLD(_Method):
     """SGLD in the metric G = 1 / (sqrt(V) + eps), V <- alpha V + (1 - alpha) g^2."""
 
     defaults_of = {  # noqa: RUF012
-        "lr": 0.01, "localization": 0.0, "nbeta": 1.0, "alpha": 0.99, "eps": 0.1, "add_grad_correction": False,
-        "bounding_box_size": None,
+        "lr": 0.01, "localization": 0.0, "nbeta": 1.0, "noise_level": 1.0, "weight_decay": 0.0, "alpha": 0.99,
+        "eps": 0.1, "add_grad_correction": False, "bounding_box_size": None,
     }  # fmt: skip
 
     @classmethod
@@ -112,8 +121,9 @@ class RMSpropSGLD(_Method):
         g = slope / group["nbeta"]
         state["v"] = group["alpha"] * state.get("v", torch.zeros_like(p)) + (1 - group["alpha"]) * g**2
         metric = 1 / (state["v"].sqrt() + group["eps"])
-        drift = metric * (slope + group["localization"] * (p - state["initial_param"]))
-        p.add_(_masked(-group["lr"] / 2 * drift + (group["lr"] * metric).sqrt() * torch.randn_like(p), group))
+        drift = metric * (slope + _pull(p, state["initial_param"], group))
+        noise = group["noise_level"] * (group["lr"] * metric).sqrt()
+        p.add_(_masked(-group["lr"] / 2 * drift + noise * torch.randn_like(p), group))
 
 
 class SGNHT(_Method):
