@@ -178,7 +178,7 @@ def time_to_error():
         for name in ("devinterp 1.3.2", "same step", "best", "untuned"):
             if name in row:
                 r = row[name]
-                faster = f"**{r['faster']:{'.0f' if r['faster'] >= 10 else '.1f'}}x**" if "faster" in r else ""
+                faster = f"**{r['faster']:{'.0f' if r['faster'] >= 10 else '.2g'}}x**" if "faster" in r else ""
                 lines.append(
                     f"| {workload} | {name} | {r['sampler']} | {r['draws']:,} after {r['burn_in']:,} | "
                     f"{r['llc']:.2f} ± {r['mcse']:.2f} | {r['seconds']:.2g} | {faster} |"

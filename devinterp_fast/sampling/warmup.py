@@ -48,7 +48,7 @@ _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
 _NO_CHANCE = 0.01  # at an acceptance of 0.9 on a Gaussian it is once in 10^60 trajectories
-_HOPELESS = 60.0
+_HOPELESS = 20.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _regulated(chance: Floats, targets: list[np.ndarray]) -> Floats:
     """The factor on each chain's lr: chains of one target share theirs.
 
     A trajectory with no chance at all met a place where the step is unstable. Chains that cannot enter such places read
-    low by what lies there, at any mean acceptance, so these count ``_HOPELESS`` times: about 0.2 % of them are left.
+    low by what lies there, at any mean acceptance, so these count ``_HOPELESS`` times: about 0.5 % of them are left.
 
     Shape:
         chance: (chains, trajectories), of acceptance.
