@@ -272,7 +272,7 @@ def detector_speed():
             )
     for name in ("focus_cpt", "river ADWIN"):
         row = found[name]
-        times = f"{row['ns per channel-update']:,.0f} ({row['over kink']:,.0f}x kink in blocks)"
+        times = f"{row['ns per channel-update']:,.0f} ({row['over kink']:,.0f}x kink, blocks of {row['block']})"
         lines.append(f"| {name}: one object a channel | | {times} | |")
     lines += ["", "| 10,000 channels, blocks of 32 | all seen | one value in fifty missing |", "|---|---|---|"]
     for model in ("mean", "kink", "jump+kink", "meanvar"):

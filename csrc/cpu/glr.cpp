@@ -12,7 +12,7 @@ namespace dif {
 namespace {
 
 constexpr int N = glr_lanes;
-constexpr int64_t chunk = 32;  // steps that one tile takes while its sums lie in the nearest cache
+constexpr int64_t chunk = 128;  // steps that one tile takes while its sums lie in the nearest cache
 
 const GlrKernels& glr_kernels() { return DIF_IN_USE(glr); }
 
