@@ -228,7 +228,18 @@ def test_a_sweep_is_plotted():
     sweep = dif.calibrate(
         Quadratic([1.0]), quadratic_loss, torch.zeros(8, 1), draws=20, chains=2, nbeta=[10.0], progress=False
     )
-    assert len(sweep.plot().axes) == 4
+    figure = sweep.plot()
+    assert [ax.get_title() for ax in figure.axes] == [
+        "LLC",
+        "Metropolis acceptance",
+        "R-hat",
+        "escaped, share of chains",
+    ]
+    assert {len(ax.texts) for ax in figure.axes} == {sweep.table["llc"].size}  # a number in each cell
+    acceptance = sweep.table["acceptance"].values
+    # a step of 0.02 over the stiffness is all but always accepted, and of larger ones fewer are
+    assert (acceptance[..., 0] > 0.95).all()
+    assert ((acceptance[..., 0] > acceptance[..., -1]) & (acceptance[..., -1] > 0)).all()
 
 
 def test_bad_grids():

@@ -15,7 +15,7 @@ from devinterp_fast import _cpu
 from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.batches import as_data
 from devinterp_fast.sampling.observers import Probe
-from devinterp_fast.sampling.prepare import prepare
+from devinterp_fast.sampling.prepare import Prepared, prepare
 
 DRAW = torch.Generator().manual_seed(0)
 X = torch.randn(60, 3, generator=DRAW)
@@ -196,3 +196,22 @@ def test_ctrl_c_on_the_last_draw_is_too_late_to_mark_anything(pressable):
     trace = interrupted(0, 6, backend="native")
     assert not trace.interrupted
     assert np.isfinite(trace.loss).all()
+
+
+def test_native_jobs_side_by_side_share_the_threads(monkeypatch):
+    torch.set_num_threads(4)
+    seen = []
+    real = Prepared.engine
+
+    def engine(self, settings=None, threads=None):
+        seen.append(threads)
+        return real(self, settings, threads)
+
+    monkeypatch.setattr(Prepared, "engine", engine)
+    x, y = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)), torch.zeros(20, 1)
+    models = [nn.Linear(2, 1, bias=False) for _ in range(3)]
+    settings = {"chains": 2, "draws": 5, "burn_in": 0, "lr": 1e-3, "localization": 1.0, "progress": False}
+    row = dif.estimate_llc(models, nn.MSELoss(), (x, y), **settings)
+    assert seen == [2, 2, 2]  # two jobs at a time, of two threads each
+    alone = dif.estimate_llc(models[2], nn.MSELoss(), (x, y), **settings)
+    np.testing.assert_array_equal(row[2].trace["loss"], alone.trace["loss"])

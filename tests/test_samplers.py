@@ -261,3 +261,27 @@ def test_a_state_fits_its_sampler(program):
         run(program, Sampler("sghmc"), 0.01, chains=4, start=State.at(torch.zeros(3), 4, Sampler()))
     with pytest.raises(ValueError, match="batches: expected 'full' for 'hmc'"):
         run(program, Sampler("hmc"), 0.01, chains=4, batches="independent", batch_size=2)
+
+
+@pytest.mark.parametrize("beta2", [0.9, 0.99])
+def test_a_metric_that_is_held_needs_no_drift_and_one_that_is_not_is_biased(beta2):
+    # Mean loss 1/2 sum h w^2; E nbeta L = 1/2 sum nbeta h / (nbeta h + localization), the step's bias taken off.
+    h, nbeta = np.array([4.0, 1.0, 0.25, 0.05]), 200.0
+    model = nn.Linear(4, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    data = torch.diag(torch.from_numpy(2 * np.sqrt(h)).float()), torch.zeros(4, 1)
+
+    def value(adapt):
+        sampler = dif.Sampler("rmsprop_sgld", beta2=beta2, epsilon=0.1, adapt=adapt)
+        llc = dif.estimate_llc(
+            model, lambda out, y: 0.5 * ((out - y) ** 2).sum(1), data, sampler=sampler, chains=16, draws=20_000,
+            burn_in=4000, lr=2e-4, localization=2.0, nbeta=nbeta, batches="full", seed=3, progress=False,
+        )  # fmt: skip
+        return llc.value - llc.step_bias, llc.mcse
+
+    exact = float((0.5 * nbeta * h / (nbeta * h + 2.0)).sum())
+    held, error = value(adapt=False)
+    assert abs(held - exact) < 4.4 * error  # mcse of 16 chains is itself good to a tenth
+    adapted, error = value(adapt=True)
+    # Seen: 11 % at beta2 = 0.9, 2.5 % at 0.99, where one standard error is 0.7 %
+    assert adapted - exact > (10 if beta2 == 0.9 else 2) * error

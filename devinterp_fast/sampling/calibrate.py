@@ -116,7 +116,7 @@ def _map(ax: Axes, cells: xr.DataArray, colors: str, low: float | None, high: fl
     image = ax.imshow(cells.values, origin="lower", aspect="auto", cmap=colors, vmin=low, vmax=high)
     ax.set_facecolor("#d1d5db")
     for axis, dim in ((ax.xaxis, "lr"), (ax.yaxis, "localization")):
-        axis.set_ticks(range(cells.sizes[dim]), [f"{v:.2g}" for v in cells[dim].values], fontsize=8)
+        axis.set_ticks(range(cells.sizes[dim]), [f"{v:.3g}" for v in cells[dim].values], fontsize=8)
     for (y, x), value in np.ndenumerate(cells.values):
         text = "lost" if math.isnan(value) else f"{value:.3g}"
         red, green, blue, _ = image.to_rgba(value) if not math.isnan(value) else (1.0, 1.0, 1.0, 1.0)
