@@ -254,7 +254,7 @@ class GlrChannels:
         self.missing = missing
         self._own = torch.zeros(0, dtype=torch.float64, device=device)
         self._own_totals = torch.zeros(3 * channels * missing, dtype=torch.float64, device=device)
-        self._is_own = torch.zeros(channels * missing, dtype=torch.uint8, device=device)
+        self._is_own = torch.zeros(channels * missing, dtype=torch.int32, device=device)
         self._plan, self._steps = torch.zeros(0, dtype=torch.uint8), 0
 
     def update(self, x: list[float], y: Tensor, weight: list[float] | Tensor | None = None) -> None:

@@ -167,7 +167,7 @@ class Planner {
 cuda::GlrChannels channels_at(int64_t channels, uintptr_t rows, uintptr_t totals, uintptr_t base, uintptr_t statistic,
                               uintptr_t peak, uintptr_t own, uintptr_t own_totals, uintptr_t is_own) {
   return {channels,        at<float>(rows), at<double>(totals),     at<double>(base),   at<float>(statistic),
-          at<float>(peak), at<double>(own), at<double>(own_totals), at<uint8_t>(is_own)};
+          at<float>(peak), at<double>(own), at<double>(own_totals), at<int32_t>(is_own)};
 }
 
 void bind_detector(py::module_& m) {

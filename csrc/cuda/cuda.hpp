@@ -94,7 +94,7 @@ struct GlrChannels {
   float *statistic, *peak;  // (channels): after the last step; the largest since the caller cleared it
   // Where channels may miss observations or have weights of their own, else null:
   double *own, *own_totals;  // (slots, 3, channels) and (3, channels): sums of a channel's weights
-  uint8_t* is_own;           // (channels): 0 at first; sixteen neighbors turn together
+  int32_t* is_own;           // (channels): 0 at first; sixteen neighbors turn together
 };
 
 // A plan of many steps in one piece of memory that glr_follow reads on the device. `before`: the grid's blocks and

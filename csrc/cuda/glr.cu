@@ -166,10 +166,12 @@ DIF_INLINE float own_step(const PlannedStep& step, const unsigned char* plan, fl
 
 DIF_INLINE bool finite(double x) { return x - x == 0.0; }
 
+// Blocks at once say how many registers there are: left alone, the compiler spills to save some.
 // weights (steps, channels) or null. Without `own`, a channel that misses an observation is NaN from there on.
 template <GlrModel model, bool own>
-__global__ void __launch_bounds__(threads) glr_kernel(GlrChannels all, const unsigned char* plan, int64_t steps,
-                                                      const float* y, int64_t ld, const double* weights, int side) {
+__global__ void __launch_bounds__(threads, own ? 4 : 9)
+    glr_kernel(GlrChannels all, const unsigned char* plan, int64_t steps, const float* y, int64_t ld,
+               const double* weights, int side) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x, n = all.channels;
   const bool here = index < n;
   if (!own && !here) return;

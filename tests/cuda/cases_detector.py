@@ -103,7 +103,7 @@ def missing() -> Iterator[Case]:
                 "peak": aligned(np.zeros(channels, np.float32)),
                 "own": aligned(np.full((planner.slots, 3, channels), np.nan)),
                 "own_totals": aligned(np.full((3, channels), np.nan)),
-                "is_own": aligned(np.zeros(channels, np.uint8)),
+                "is_own": aligned(np.zeros(channels, np.int32)),
             }
             common = {**HERE, "model": model, "side": side, "plan": plan, "steps": steps}
             call = Call(
