@@ -14,22 +14,21 @@ namespace {
 class ChainBatches {
  public:
   ChainBatches(int32_t mode, uint64_t seed, uint32_t first_chain, int64_t chains, int64_t n, int64_t size)
-      : row_(static_cast<size_t>(size)) {
+      : size_(size) {
     for (int64_t c = 0; c < chains; ++c)
-      chains_.emplace_back(mode, seed, first_chain + static_cast<uint32_t>(c), n, size);
+      chains_.emplace_back(mode, seed, first_chain + static_cast<uint32_t>(c), n, size, 1);
   }
   void fill(uint32_t step, uintptr_t out) {
     const py::gil_scoped_release unlocked;
     auto* to = reinterpret_cast<int64_t*>(out);
     for (dif::Batches& chain : chains_) {
-      chain.fill(step, row_.data());
-      to = std::copy(row_.begin(), row_.end(), to);
+      to = std::copy_n(chain.at(step), size_, to);
     }
   }
 
  private:
   std::vector<dif::Batches> chains_;
-  std::vector<int32_t> row_;
+  int64_t size_;
 };
 
 }  // namespace

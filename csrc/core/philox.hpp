@@ -33,10 +33,10 @@ struct PhiloxWords {
   typename L::U word[4];
 };
 
-// The four words of the counters (a0, a1, a2, a3), lane by lane.
+// Counters (a0, a1, a2, a3), lane by lane, become their four words.
 template <class L>
-DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1, typename L::W a2,
-                                        typename L::W a3) {
+DIF_INLINE void philox_mix(const PhiloxKeys& key, typename L::W& a0, typename L::W& a1, typename L::W& a2,
+                           typename L::W& a3) {
   using W = typename L::W;
   DIF_UNROLL
   for (int round = 0; round < 10; ++round) {
@@ -46,6 +46,13 @@ DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0,
     a1 = p1;
     a3 = p0;
   }
+}
+
+// The four words of the counters (a0, a1, a2, a3), lane by lane.
+template <class L>
+DIF_INLINE PhiloxWords<L> philox_rounds(const PhiloxKeys& key, typename L::W a0, typename L::W a1, typename L::W a2,
+                                        typename L::W a3) {
+  philox_mix<L>(key, a0, a1, a2, a3);
   return {{L::narrow(a0), L::narrow(a1), L::narrow(a2), L::narrow(a3)}};
 }
 

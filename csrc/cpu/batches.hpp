@@ -7,7 +7,8 @@
 //                (chain, e, stream 1). Every sample comes once an epoch, whatever the batch size.
 //   full         0, ..., n - 1
 //
-// Keeps the permutation of the epoch it is in, so that following steps cost one look-up a sample.
+// Keeps the permutation of the epoch it is in, so that following steps cost one look-up a sample; and draws small
+// batches for several steps at once.
 #pragma once
 #include <cstdint>
 #include <numeric>
@@ -22,27 +23,45 @@ namespace dif {
 
 class Batches {
  public:
-  Batches(int32_t mode, uint64_t seed, uint32_t chain, int64_t n, int64_t size)
+  // `steps`: how many steps will be asked for, one after the other.
+  Batches(int32_t mode, uint64_t seed, uint32_t chain, int64_t n, int64_t size, int64_t steps)
       : mode_(mode), seed_(seed), chain_(mode == batch_shared ? 0xffffffffu : chain), n_(n), size_(size) {
-    words_.resize(static_cast<size_t>(mode == batch_full ? 0 : mode == batch_epoch ? n : size));
+    const bool drawn = mode == batch_independent || mode == batch_shared;
+    ahead_ = drawn && size <= most_ahead && steps >= few;
+    ld_ = (size + 3) / 4 * 4;
+    rows_.resize(static_cast<size_t>(ahead_ ? steps_ahead * ld_ : size));
+    words_.resize(static_cast<size_t>(mode == batch_epoch ? n : drawn && !ahead_ ? size : 0));
+    if (mode == batch_full) std::iota(rows_.begin(), rows_.end(), 0);
   }
 
-  void fill(uint32_t step, int32_t* out) {
-    if (mode_ == batch_full) {
-      std::iota(out, out + size_, 0);
-    } else if (mode_ == batch_epoch) {
+  // The samples of a step (size), until the next call.
+  const int32_t* at(uint32_t step) {
+    if (mode_ == batch_full) return rows_.data();
+    if (ahead_) {
+      if (!begun_ || step - first_ >= steps_ahead) {
+        engine_kernels().samples_ahead({seed_, chain_, step, Stream::batch_indices}, ld_ / 4, n_, rows_.data(), ld_);
+        first_ = step;
+        begun_ = true;
+      }
+      return rows_.data() + static_cast<int64_t>(step - first_) * ld_;
+    }
+    if (mode_ == batch_epoch) {
       for (int64_t j = 0; j < size_; ++j) {
         const int64_t place = static_cast<int64_t>(step) * size_ + j;
         if (place / n_ != epoch_) shuffle(place / n_);
-        out[j] = order_[static_cast<size_t>(place % n_)];
+        rows_[static_cast<size_t>(j)] = order_[static_cast<size_t>(place % n_)];
       }
     } else {
       kernels().words(words_.data(), 0, size_, {seed_, chain_, step, Stream::batch_indices});
-      engine_kernels().indices(words_.data(), size_, n_, out);
+      engine_kernels().indices(words_.data(), size_, n_, rows_.data());
     }
+    return rows_.data();
   }
 
  private:
+  static constexpr int64_t most_ahead = 256;  // samples, so that the first cache holds them
+  static constexpr int64_t few = 4;           // steps, not worth drawing ahead
+
   void shuffle(int64_t epoch) {
     epoch_ = epoch;
     order_.resize(static_cast<size_t>(n_));
@@ -59,7 +78,10 @@ class Batches {
   uint32_t chain_;
   int64_t n_, size_, epoch_ = -1;
   std::vector<uint32_t> words_;
-  std::vector<int32_t> order_;
+  std::vector<int32_t> order_, rows_;
+  int64_t ld_ = 0;
+  bool ahead_ = false, begun_ = false;
+  uint32_t first_ = 0;
 };
 
 }  // namespace dif

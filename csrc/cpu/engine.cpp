@@ -25,33 +25,34 @@ SgldCoefficients coefficients(const RunSettings& s, int64_t c) {
 // What every walker needs: the batch of a step, its baseline, and where a draw goes.
 class Steps {
  public:
-  Steps(const Data<float>& data, const RunSettings& settings)
-      : data_(data), settings_(settings), index_(static_cast<size_t>(settings.batch_size)) {}
+  Steps(const Data<float>& data, const RunSettings& settings) : data_(data), settings_(settings) {}
 
   // Calls step(t, batch, draw) for each step; draw < 0: not recorded. Stops when step returns false.
   template <class Step>
   void walk(uint32_t chain, int64_t first_step, int64_t steps, Step step) {
     const RunSettings& s = settings_;
-    Batches batches(s.mode, s.seed, chain, data_.n, s.batch_size);
+    Batches batches(s.mode, s.seed, chain, data_.n, s.batch_size, steps);
     Batch<float> batch = data_.rows;
-    batch.index = index_.data();
     batch.count = s.batch_size;
     for (int64_t t = first_step; t < first_step + steps; ++t) {
-      if (s.mode != batch_full || t == first_step) batches.fill(static_cast<uint32_t>(t), index_.data());
+      batch.index = batches.at(static_cast<uint32_t>(t));
       const bool recorded = t >= s.burn_in && (t - s.burn_in) % s.thin == 0;
       if (!step(t, batch, recorded ? (t - s.burn_in) / s.thin : -1)) return;
     }
   }
-  double baseline() const {
+  double baseline(const Batch<float>& batch) {
+    if (settings_.mode == batch_full && has_full_) return full_;
     double sum[4] = {};
-    for (size_t i = 0; i < index_.size(); ++i) sum[i % 4] += settings_.baseline[index_[i]];
-    return (sum[0] + sum[1] + sum[2] + sum[3]) / static_cast<double>(settings_.batch_size);
+    for (int64_t i = 0; i < batch.count; ++i) sum[i % 4] += settings_.baseline[batch.index[i]];
+    has_full_ = true;
+    return full_ = (sum[0] + sum[1] + sum[2] + sum[3]) / static_cast<double>(settings_.batch_size);
   }
 
  private:
   const Data<float>& data_;
   const RunSettings& settings_;
-  std::vector<int32_t> index_;
+  double full_ = 0.0;  // the baseline of all samples
+  bool has_full_ = false;
 };
 
 // One chain at a time: its state and the memory of a pass, used again for the next chain of the same thread.
@@ -98,7 +99,7 @@ class Walker {
         trace.loss[c * trace.ld + draw] = loss;
         trace.energy[c * trace.ld + draw] = report.work;
         trace.gauge[c * trace.ld + draw] = report.gauge;
-        if (s.baseline) trace.baseline[c * trace.ld + draw] = steps_.baseline();
+        if (s.baseline) trace.baseline[c * trace.ld + draw] = steps_.baseline(batch);
       }
       return true;
     });
@@ -199,7 +200,7 @@ class GroupWalker {
       }
       engine_kernels().update_chains(block, s.seed, first_chain, static_cast<uint32_t>(t), energy);
       if (draw < 0) return true;
-      const double baseline = s.baseline ? steps_.baseline() : 0.0;
+      const double baseline = s.baseline ? steps_.baseline(batch) : 0.0;
       for (int64_t lane = 0; lane < 16; ++lane) {
         if (!live[lane]) continue;
         const int64_t at = chain_of(low, lane) * trace.ld + draw;
@@ -228,13 +229,14 @@ class GroupWalker {
   uint32_t order_[16];
 };
 
-// Rows (n, size) as (columns, size, 16); past the last row, that row again.
-std::vector<float> turned(const float* rows, int64_t size, int64_t n) {
+// Rows (n, size) as (columns, size, 16), whole registers on cache lines of their own; past the last row, that row
+// again.
+std::unique_ptr<Aligned<float>> turned(const float* rows, int64_t size, int64_t n) {
   const int64_t columns = (n + 15) / 16;
-  std::vector<float> out(static_cast<size_t>(columns * size * 16));
+  auto out = std::make_unique<Aligned<float>>(columns * size * 16);
   for (int64_t i = 0; i < columns * 16; ++i) {
     for (int64_t j = 0; j < size; ++j) {
-      out[static_cast<size_t>((i / 16 * size + j) * 16 + i % 16)] = rows[std::min(i, n - 1) * size + j];
+      out->get()[(i / 16 * size + j) * 16 + i % 16] = rows[std::min(i, n - 1) * size + j];
     }
   }
   return out;
@@ -261,12 +263,12 @@ void run_chains(const CompiledProgram& program, const Data<float>& data, const R
   }
   const Pass<float> pass = layout == layout_samples ? engine_kernels().samples : engine_kernels().matrix;
   Data<float> rows = data;
-  std::vector<float> x, y;
+  std::unique_ptr<Aligned<float>> x, y;
   if (layout == layout_samples && settings.mode == batch_full) {  // all chains and steps read the same columns
     x = turned(data.rows.x, data.rows.x_size, data.n);
-    rows.rows.x_turned = x.data();
+    rows.rows.x_turned = x->get();
     if (data.rows.y && data.rows.y != data.rows.x) y = turned(data.rows.y, data.rows.y_size, data.n);
-    if (!y.empty()) rows.rows.y_turned = y.data();
+    if (y) rows.rows.y_turned = y->get();
   }
   const int for_each_chain = static_cast<int>(std::max<int64_t>(1, threads / settings.chains));
   parallel(threads, settings.chains, [&](int64_t low, int64_t high) {

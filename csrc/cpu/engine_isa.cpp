@@ -1,6 +1,8 @@
 // The engine's passes for one instruction set: compiled once for each, under the same rules as isa.cpp.
 #include "cpu/engine_isa.hpp"
 
+#include <cstring>
+
 #include "core/normal.hpp"
 #include "cpu/engine_lanes_isa.hpp"
 #include "cpu/engine_matrix.hpp"
@@ -22,6 +24,57 @@ void indices(const uint32_t* words, int64_t count, int64_t n, int32_t* out) {
   for (int64_t i = 0; i < count; ++i) {
     out[i] = static_cast<int32_t>((static_cast<uint64_t>(words[i]) * static_cast<uint64_t>(n)) >> 32);
   }
+}
+
+// Two quads side by side: their rounds fill each other's waits (core/lanes_twice.hpp).
+using Pair = Twice<Noise>;
+
+// Calls make(words, z) on the four words of each quad, in the lanes of sixteen steps; z then goes to the rows of `out`.
+template <class T, class Make>
+DIF_INLINE void for_steps(const Address& at, int64_t quads, T* out, int64_t ld, Make make) {
+  const PhiloxKeys key(at.seed);
+  for (int64_t q = 0; q < quads; q += 2) {
+    const Noise::W steps = Noise::counters(at.step);
+    Pair::W words[4] = {{Noise::wide(static_cast<uint32_t>(q)), Noise::wide(static_cast<uint32_t>(q + 1))},
+                        Pair::wide(at.chain),
+                        {steps, steps},
+                        Pair::wide(at.stream)};
+    philox_mix<Pair>(key, words[0], words[1], words[2], words[3]);
+    Pair::F z[4];
+    make(words, z);
+    Noise::F first[4], second[4];
+    for (int k = 0; k < 4; ++k) {
+      first[k] = z[k].a;
+      second[k] = z[k].b;
+    }
+    Noise::transpose(first);
+    Noise::transpose(second);
+    float rows[8 * steps_ahead];
+    for (int k = 0; k < 4; ++k) {
+      Noise::store(rows + 16 * k, first[k]);
+      Noise::store(rows + 64 + 16 * k, second[k]);
+    }
+    for (int64_t step = 0; step < steps_ahead; ++step) {
+      std::memcpy(out + step * ld + 4 * q, rows + 4 * step, 16);
+      if (q + 1 < quads) std::memcpy(out + step * ld + 4 * q + 4, rows + 64 + 4 * step, 16);
+    }
+  }
+}
+
+void samples_ahead(const Address& at, int64_t quads, int64_t n, int32_t* out, int64_t ld) {
+  for_steps(at, quads, out, ld, [n](const Pair::W(&words)[4], Pair::F(&z)[4]) {
+    for (int k = 0; k < 4; ++k) {
+      z[k] = Pair::floats(Pair::narrow(Pair::high(Pair::product(words[k], static_cast<uint32_t>(n)))));
+    }
+  });
+}
+
+void normals_ahead(const Address& at, int64_t quads, float* out, int64_t ld) {
+  for_steps(at, quads, out, ld, [](const Pair::W(&words)[4], Pair::F(&z)[4]) {
+    for (int k = 0; k < 4; k += 2) {
+      box_muller<Pair>(Pair::narrow(words[k]), Pair::narrow(words[k + 1]), z[k], z[k + 1]);
+    }
+  });
 }
 
 template <bool chains, int hidden>
@@ -116,8 +169,8 @@ double multiply_adds(int64_t rounds, float* out) {
 }  // namespace
 
 extern const EngineKernels DIF_OF_ISA(engine);
-const EngineKernels DIF_OF_ISA(engine) = {isa_name,      Matrix<L>::run, samples_pass, chains_pass,
-                                          update_chains, lane_order,     indices,      multiply_adds};
+const EngineKernels DIF_OF_ISA(engine) = {isa_name,   Matrix<L>::run, samples_pass,  chains_pass,   update_chains,
+                                          lane_order, indices,        samples_ahead, normals_ahead, multiply_adds};
 
 #if defined(DIF_ISA_baseline)
 double matrix_pass_f64(const Plan& plan, const double* w, const Batch<double>& batch, double* g, double* s,

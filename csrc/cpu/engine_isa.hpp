@@ -1,6 +1,7 @@
 // What an instruction set offers the engine: passes over a Program, the same bits from each set.
 #pragma once
 #include "cpu/engine_plan.hpp"
+#include "cpu/kernels.hpp"
 
 namespace dif {
 
@@ -24,6 +25,8 @@ struct ChainsBlock {
   const float *nbeta, *localization, *minus_half_lr, *noise;
 };
 
+constexpr int64_t steps_ahead = 16;
+
 struct EngineKernels {
   const char* name;
   Pass<float> matrix, samples;
@@ -34,6 +37,10 @@ struct EngineKernels {
   void (*lane_order)(uint32_t* out);
   // out (count): the sample that each random word names, floor(word n / 2^32).
   void (*indices)(const uint32_t* words, int64_t count, int64_t n, int32_t* out);
+  // The same numbers for steps_ahead steps from at.step, a lane a step, so that no lane idles however few numbers a
+  // step needs: out (steps_ahead, ld) gets the samples, or the normals, of coordinates 0 ... 4 quads - 1 <= ld.
+  void (*samples_ahead)(const Address& at, int64_t quads, int64_t n, int32_t* out, int64_t ld);
+  void (*normals_ahead)(const Address& at, int64_t quads, float* out, int64_t ld);
   // Independent sums of `rounds` fused multiply-adds in every lane: how fast this core can go. out (16) starts as three
   // numbers. Returns the flops.
   double (*multiply_adds)(int64_t rounds, float* out);

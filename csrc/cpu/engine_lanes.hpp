@@ -14,6 +14,17 @@
 
 namespace dif {
 
+template <class L, class Row>
+DIF_INLINE void columns8_by_4(Row row, typename L::F (&out)[8]) {
+  typename L::F first[4], second[4];
+  L::columns4(row, first);
+  L::columns4([&](int i) { return row(i) + 4; }, second);
+  for (int k = 0; k < 4; ++k) {
+    out[k] = first[k];
+    out[4 + k] = second[k];
+  }
+}
+
 // Arrays of sixteen; any compiler vectorizes them.
 template <class Scalar, class Tag>
 struct PortableEngine {
@@ -107,6 +118,11 @@ struct PortableEngine {
       const T* p = row(i);
       for (int f = 0; f < 4; ++f) out[f].v[i] = p[f];
     }
+  }
+  // Eight features likewise.
+  template <class Row>
+  static DIF_INLINE void columns8(Row row, F (&out)[8]) {
+    columns8_by_4<PortableEngine>(row, out);
   }
 #undef DIF_MAP
 #undef DIF_EACH

@@ -77,6 +77,10 @@ struct Avx2Engine : Twice<Avx2Lanes> {
     Avx2Lanes::transpose(high);
     for (int k = 0; k < 4; ++k) out[k] = {low[k], high[k]};
   }
+  template <class Row>
+  static DIF_INLINE void columns8(Row row, F (&out)[8]) {
+    columns8_by_4<Avx2Engine>(row, out);
+  }
 };
 
 }  // namespace dif

@@ -71,6 +71,22 @@ struct Avx512Engine : Avx512Lanes {
     }
     transpose(out);
   }
+  // Register k of a half h begins as rows 8 h + k and 8 h + 4 + k.
+  template <class Row>
+  static DIF_INLINE void columns8(Row row, F (&out)[8]) {
+    F half[2][4];
+    for (int h = 0; h < 2; ++h) {
+      for (int k = 0; k < 4; ++k) {
+        const F z = _mm512_castps256_ps512(_mm256_loadu_ps(row(8 * h + k)));
+        half[h][k] = _mm512_insertf32x8(z, _mm256_loadu_ps(row(8 * h + 4 + k)), 1);
+      }
+      transpose(half[h]);
+    }
+    for (int k = 0; k < 4; ++k) {
+      out[k] = _mm512_shuffle_f32x4(half[0][k], half[1][k], 0x88);
+      out[4 + k] = _mm512_shuffle_f32x4(half[0][k], half[1][k], 0xdd);
+    }
+  }
 };
 
 }  // namespace dif

@@ -77,7 +77,17 @@ struct Tied {
       offsets[q] = static_cast<int64_t>(batch.index[c * lanes + (ragged && q > last ? last : q)]) * size;
     }
     // Columns inside: addresses of sixteen rows come from memory, there is no room to keep them.
-    for (int64_t j = 0; j < size; j += 4) {
+    int64_t j = 0;
+    for (; j + 8 <= size; j += 8) {
+#pragma GCC unroll 1
+      for (int i = 0; i < C; ++i) {
+        F eight[8];
+        L::columns8([&](int q) { return rows + j + offsets[i * lanes + q]; }, eight);
+#pragma GCC unroll 8
+        for (int k = 0; k < 8; ++k) L::store(to + (i * size + j + k) * lanes, eight[k]);
+      }
+    }
+    for (; j < size; j += 4) {
 #pragma GCC unroll 1
       for (int i = 0; i < C; ++i) {
         F four[4];
@@ -180,9 +190,9 @@ struct Tied {
         to += lanes;
       }
     }
-    for (int i = 0; i < C; ++i) {
-      L::accumulate(sums, loss[i]);
-      if (chains || !losses) continue;
+#pragma GCC unroll 4
+    for (int i = 0; i < C; ++i) L::accumulate(sums, loss[i]);
+    for (int i = 0; !chains && losses && i < C; ++i) {
       T v[lanes];
       L::store(v, loss[i]);
       for (int64_t q = 0; q < lanes && q < live - i * lanes; ++q) {
@@ -216,14 +226,18 @@ struct Tied {
         L::store(to, L::add(L::load(to), L::load(h_sum + (j * hidden + k) * lanes)));
       }
     }
-    const F slope = L::set(static_cast<T>(2.0 * plan.loss.factor / batch.samples()));
+    const T factor = static_cast<T>(2.0 * plan.loss.factor / batch.samples());
+    const F slope = L::set(factor);
     if constexpr (chains) {
       for (int64_t i = 0; i < plan.dim; ++i) L::store(g + lanes * i, L::mul(slope, L::load(g + lanes * i)));
     } else {
       int64_t i = 0;
       for (; i + lanes <= plan.dim; i += lanes) L::store(g + i, L::mul(slope, L::totals(sum + lanes * i)));
-      if (i < plan.dim)
+      if (i + 4 < plan.dim) {
         L::store_first(g + i, L::mul(slope, L::totals(sum + lanes * i)), static_cast<int>(plan.dim - i));
+      } else {  // one by one, in the order of `totals`
+        for (; i < plan.dim; ++i) g[i] = factor * L::total(L::load(sum + lanes * i));
+      }
     }
   }
 };

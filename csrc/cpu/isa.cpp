@@ -122,22 +122,11 @@ struct Running {
   StepSums totals() const { return {total(work), total(square)}; }
 };
 
-template <class V, int size, class Step, bool noise, bool masked>
-DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float* center, const uint8_t* mask, int64_t t,
-                          const Step& step, const Address& at, const PhiloxKeys& key, Running<V>& sum) {
+template <class V, class Step, bool noise, bool masked, int count>
+DIF_INLINE void step_registers(float* const (&state)[3], const float* g, const float* center, const uint8_t* mask,
+                               const Step& step, const typename V::F (&z)[count], Running<V>& sum) {
   using F = typename V::F;
-  constexpr int count = size / V::width, sums = Running<V>::sums;
-  // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
-  for (int i = 0; i < tile; i += 16) {
-    for (int k = 0; k < Step::states; ++k) __builtin_prefetch(state[k] + i + ahead, 1);
-    __builtin_prefetch(g + i + ahead, 0);
-  }
-  F z[count];
-  if (noise) {
-    tile_normals<V, count>(t, at, key, z);
-  } else {
-    for (int i = 0; i < count; ++i) z[i] = V::set(0.0f);
-  }
+  constexpr int sums = Running<V>::sums;
   for (int i = 0; i < count; ++i) {
     F old[Step::states], next[Step::states], drift, force, weight;
     for (int k = 0; k < Step::states; ++k) next[k] = old[k] = V::load(state[k] + i * V::width);
@@ -163,13 +152,40 @@ DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float*
 }
 
 template <class Step, bool noise, bool masked>
-StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step& step, const Address& at) {
-  const PhiloxKeys key(at.seed);
-  if (size == half_tile && first % tile == 0) {
-    Running<Half> sum;
-    step_tile<Half, half_tile, Step, noise, masked>(a.state, a.g, a.center, a.mask, first, step, at, key, sum);
-    return sum.totals();
+DIF_INLINE void step_tile(float* const (&state)[3], const float* g, const float* center, const uint8_t* mask, int64_t t,
+                          const Step& step, const Address& at, const PhiloxKeys& key, Running<L>& sum) {
+  // The arithmetic of one tile fills the out-of-order window, so memory must be asked for ahead of it.
+  for (int i = 0; i < tile; i += 16) {
+    for (int k = 0; k < Step::states; ++k) __builtin_prefetch(state[k] + i + ahead, 1);
+    __builtin_prefetch(g + i + ahead, 0);
   }
+  F z[registers];
+  if (noise) {
+    tile_normals<L, registers>(t, at, key, z);
+  } else {
+    for (int i = 0; i < registers; ++i) z[i] = L::set(0.0f);
+  }
+  step_registers<L, Step, noise, masked>(state, g, center, mask, step, z, sum);
+}
+
+template <class Step, bool noise, bool masked>
+StepSums step_half_tile(const StepArrays& a, int64_t first, const Step& step, const Address& at) {
+  constexpr int count = half_tile / Half::width;
+  Half::F z[count];
+  if (noise && !a.drawn) {
+    tile_normals<Half, count>(first, at, PhiloxKeys(at.seed), z);
+  } else {
+    for (int i = 0; i < count; ++i) z[i] = noise ? Half::load(a.drawn + i * Half::width) : Half::set(0.0f);
+  }
+  Running<Half> sum;
+  step_registers<Half, Step, noise, masked>(a.state, a.g, a.center, a.mask, step, z, sum);
+  return a.summed ? sum.totals() : StepSums{0.0, 0.0};
+}
+
+template <class Step, bool noise, bool masked>
+StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step& step, const Address& at) {
+  if (size == half_tile && first % tile == 0) return step_half_tile<Step, noise, masked>(a, first, step, at);
+  const PhiloxKeys key(at.seed);
   Running<L> sum;
   for_tiles(
       first, size,
@@ -177,8 +193,8 @@ StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step
         const int64_t o = t - first;
         float* state[3] = {};
         for (int k = 0; k < Step::states; ++k) state[k] = a.state[k] + o;
-        step_tile<L, tile, Step, noise, masked>(state, a.g + o, a.center + o, masked ? a.mask + o : nullptr, t, step,
-                                                at, key, sum);
+        step_tile<Step, noise, masked>(state, a.g + o, a.center + o, masked ? a.mask + o : nullptr, t, step, at, key,
+                                       sum);
       },
       [&](int64_t t, int64_t low, int64_t high) {
         float buffer[5][tile] = {};
@@ -190,12 +206,12 @@ StepSums step_block(const StepArrays& a, int64_t first, int64_t size, const Step
           for (int k = 0; k < Step::states; ++k) state[k][i - t] = a.state[k][i - first];
           flags[i - t] = masked ? a.mask[i - first] : 1;
         }
-        step_tile<L, tile, Step, noise, true>(state, buffer[0], buffer[1], flags, t, step, at, key, sum);
+        step_tile<Step, noise, true>(state, buffer[0], buffer[1], flags, t, step, at, key, sum);
         for (int64_t i = low; i < high; ++i) {
           for (int k = 0; k < Step::states; ++k) a.state[k][i - first] = state[k][i - t];
         }
       });
-  return sum.totals();
+  return a.summed ? sum.totals() : StepSums{0.0, 0.0};
 }
 
 template <class Step>

@@ -17,6 +17,8 @@ struct StepArrays {
   float* state[3];
   const float *g, *center;
   const uint8_t* mask;
+  const float* drawn = nullptr;  // for half a tile at coordinate 0: its normals, if they are known; or null
+  bool summed = true;            // else the sums are not asked for
 };
 
 // sum weight d . (nbeta g) and sum weight d . d, of langevin sum p . p (core/update.hpp)

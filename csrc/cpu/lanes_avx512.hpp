@@ -60,7 +60,9 @@ struct Avx512Lanes {
     const __m512i m = _mm512_set1_epi64(c);
     return {_mm512_mul_epu32(x.a, m), _mm512_mul_epu32(x.b, m)};
   }
-  static DIF_INLINE W high(W x) { return {_mm512_srli_epi64(x.a, 32), _mm512_srli_epi64(x.b, 32)}; }
+  static DIF_INLINE W high(W x) {
+    return {_mm512_shuffle_epi32(x.a, _MM_PERM_DDBB), _mm512_shuffle_epi32(x.b, _MM_PERM_DDBB)};
+  }
   static DIF_INLINE W xor3(W x, W y, const uint64_t& key) {
     const __m512i k = _mm512_set1_epi64(static_cast<long long>(key));
     return {_mm512_ternarylogic_epi64(x.a, y.a, k, 0x96), _mm512_ternarylogic_epi64(x.b, y.b, k, 0x96)};

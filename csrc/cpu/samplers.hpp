@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "core/philox.hpp"
+#include "cpu/aligned.hpp"
+#include "cpu/engine_isa.hpp"
 #include "cpu/kernels.hpp"
 
 namespace dif {
@@ -58,7 +60,8 @@ class Mover {
         first_(size(settings.first != nullptr || settings.kind == sampler_hmc)),
         second_(size(settings.second != nullptr)),
         kept_w_(size(settings.kind == sampler_hmc)),
-        kept_g_(size(settings.kind == sampler_hmc)) {}
+        kept_g_(size(settings.kind == sampler_hmc)),
+        drawn_(at.padded <= most_drawn ? steps_ahead * most_drawn : 0) {}
 
   void load(int64_t c) {
     copy_row(settings_.first, c, first_);
@@ -76,10 +79,11 @@ class Mover {
   double loss() const { return loss_; }
 
   // Moves chain `chain` (row c) one step from w, whose loss and gradient are known; `pass` computes both anew at w.
-  // The virial is taken where `recorded`: it is a walk over the parameters of its own.
+  // Sums that only the report needs are taken where `recorded`.
   template <class Pass>
   StepReport step(int64_t c, uint32_t chain, int64_t t, double nbeta, double localization, double lr, uint64_t seed,
                   double loss, bool recorded, Pass pass) {
+    recorded_ = recorded;
     const uint32_t step = static_cast<uint32_t>(t);
     const float b = static_cast<float>(nbeta), pull = static_cast<float>(localization);
     const Address noise{seed, chain, step, update_noise};
@@ -114,6 +118,8 @@ class Mover {
   }
 
  private:
+  static constexpr int64_t most_drawn = 64;  // half a tile of the update
+
   size_t size(bool needed) const { return needed ? static_cast<size_t>(at_.padded) : 0; }
   void copy_row(const float* rows, int64_t c, std::vector<float>& out) const {
     if (rows) std::copy(rows + c * settings_.state_ld, rows + c * settings_.state_ld + at_.dim, out.begin());
@@ -125,16 +131,30 @@ class Mover {
     StepSums all{0.0, 0.0};
     for (int64_t first = 0; first < at_.padded; first += block_size) {
       const int64_t size = std::min(block_size, at_.padded - first);
-      const StepArrays arrays{{at_.w + first, first_.empty() ? nullptr : first_.data() + first,
-                               second_.empty() ? nullptr : second_.data() + first},
-                              at_.g + first,
-                              at_.center + first,
-                              at_.mask ? at_.mask + first : nullptr};
+      const StepArrays arrays{
+          {at_.w + first, first_.empty() ? nullptr : first_.data() + first,
+           second_.empty() ? nullptr : second_.data() + first},
+          at_.g + first,
+          at_.center + first,
+          at_.mask ? at_.mask + first : nullptr,
+          noisy ? drawn(noise) : nullptr,
+          recorded_ || settings_.kind == sampler_langevin};  // whose temperature moves the thermostat
       const StepSums one = kernel(arrays, first, size, k, noise, noisy);
       all.work += one.work;
       all.square += one.square;
     }
     return all;
+  }
+
+  // The normals of a vector so short that they are drawn for several steps at once; of others null.
+  const float* drawn(const Address& at) {
+    if (at_.padded > most_drawn) return nullptr;
+    if (!has_drawn_ || at.chain != drawn_at_.chain || at.step - drawn_at_.step >= steps_ahead) {
+      engine_kernels().normals_ahead(at, (at_.dim + 3) / 4, drawn_.get(), most_drawn);
+      drawn_at_ = at;
+      has_drawn_ = true;
+    }
+    return drawn_.get() + (at.step - drawn_at_.step) * most_drawn;
   }
 
   StepReport langevin(int64_t c, double nbeta, double localization, double h, const Address& noise) {
@@ -248,6 +268,9 @@ class Mover {
   const SamplerSettings& settings_;
   ChainVectors at_;
   std::vector<float> first_, second_, kept_w_, kept_g_;
+  Aligned<float> drawn_;
+  Address drawn_at_{};
+  bool has_drawn_ = false, recorded_ = true;
   bool fresh_ = false;
   double loss_ = 0.0;
 };

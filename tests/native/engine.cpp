@@ -93,9 +93,9 @@ struct Rows {
 };
 
 std::vector<int32_t> some_samples(int64_t count) {
-  std::vector<int32_t> index(static_cast<size_t>(count));
-  dif::Batches(dif::batch_independent, 3, 0, n, count).fill(0, index.data());
-  return index;
+  dif::Batches batches(dif::batch_independent, 3, 0, n, count, 1);
+  const int32_t* index = batches.at(0);
+  return std::vector<int32_t>(index, index + count);
 }
 
 // Scratch memory of a plan, on cache lines as the engine's own is.
