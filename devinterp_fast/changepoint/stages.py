@@ -136,19 +136,20 @@ class Stages:
         excess = s m1 + min(s slope, 0) (T0 - T1) - s m0,    slope = (m1 - m2) / (T1 - T2),
 
     is never positive on a convex curve. It alarms when excess >= max(floor, z se(excess)); the floor is
-    ``delta``, times the range of a metric. The stage lasts until its speed has surely, by two standard errors, fallen
-    to ``kappa`` times its peak; its end then moves on with the tail, until .3 of the peak speed or the onset of the
-    next stage is reached. Its onset, midpoint and end are the 10, 50 and 90 % crossings of the raw curve between
-    its levels before the alarm's plateau and at this end. What this can and cannot see is said at the top of this
-    module.
+    ``delta``, times the range of a metric. The stage lasts until its speed has surely, by two standard errors,
+    fallen to ``kappa`` times its peak; its end then moves on with the tail, until .3 of the peak speed or the onset
+    of the next stage is reached; a bend in a tail needs a quarter of ``delta``, since its row still needs all of
+    it. Its onset, midpoint and end are the 10, 50 and 90 % crossings of the raw curve between its levels before the
+    alarm's plateau and at this end. What this can and cannot see is said at the top of this module.
 
-    A value that is not finite is skipped. Standard errors are used if the first observation has one; a later
-    one without repeats the last. Without them the noise is estimated from second differences of block means
-    at scales up to a quarter of the block. An autocorrelated noise is larger than that; the upper quartile of the
-    excess that a scale has itself shown in quiet is the second estimate. It raises what is asked from 12 values on (up
-    to 1.5 times), and from 36 on z falls to 4.5, or with the length n of the curve to sqrt(4.5^2 + 2 log(n / 256)). A
-    noise that has more than doubled since, by third differences, counts at once: the logarithm of a falling loss is
-    noisier.
+    A value that is not finite is skipped. Standard errors are used if the first observation has one; a later one
+    without repeats the last. Without them the noise is estimated from second differences of block means at scales
+    up to a quarter of the block. An autocorrelated noise is larger than that; the quartiles of the excess that a
+    scale has itself shown in quiet are the second estimate (the smaller of the upper one and half their distance,
+    so that neither a curve that slows down nor one that speeds up passes for noise), times the growth of the noise
+    since by third differences. It raises what is asked from 12 values on (up to twice), and from 36 on z falls to
+    4.5, or with the length n of the curve to sqrt(4.5^2 + 2 log(n / 256)). A noise that has more than doubled
+    since, by third differences, counts at once: the logarithm of a falling loss is noisier.
 
     Args:
         kind: ``"loss"`` looks for falls of a positive loss, ``"metric"`` for falls and rises.
