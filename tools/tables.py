@@ -205,9 +205,9 @@ def stages():
         "",
         f"False rows on {null['curves']} curves without a transition: {null['false rows']}.",
         "",
-        f"LLC-like, noise-free, from the nearest curve that only slows down, in standard errors: the "
-        f"{floor['first']} first steps of the tuning half at least {floor['least first']:.1f}, the {floor['later']} later ones at most "
-        f"{floor['largest later']:.1f}.",
+        "LLC-like, noise-free, from the nearest curve that only slows down, in standard errors: the "
+        f"{floor['first']} first steps of the tuning half at least {floor['least first']:.1f}, "
+        f"the {floor['later']} later ones at most {floor['largest later']:.1f}.",
     ]
 
 

@@ -13,7 +13,7 @@ is what ``skip`` hides, and a momentum that oscillates bends any loss down; a le
 too, so use the sum of learning rates as the step then; Adam's own preconditioning and weight decay have no
 theorem, though the test works there. A fall that is fastest at the first observation has no plateau before it
 and gets no row. Noise of a fifth of a drop's height makes the alarm late or absent, more so where drops follow
-each other closely: give ``se``, or average more. Of deep linear networks with 5 % of noise a third of the drops
+each other closely: give ``se``, or average more. Of deep linear networks with 5 % of noise a sixth of the drops
 is missed, and of neighbors that are less than a factor 1.8 apart in time some share a row. Noise with a memory of
 ten observations, AR(1) .9, gives one false row in six curves of 250 points. The scores are in docs/changes.md.
 """
