@@ -86,7 +86,8 @@ class ReferenceStages:
                 past = self.deviation(e - w, u)
                 error = math.sqrt(own**2 + past**2 * ((1 + r) ** 2 + r * r))
                 for sign in (1,) if self.loss else (1, -1):
-                    needed = max(self.floor(), self.asked(w, u, sign, r, error))
+                    floor = self.floor() * (1.0 if self.settling is None else 0.25)
+                    needed = max(floor, self.asked(w, u, sign, r, error))
                     excess = sign * m1 + min(sign * slope, 0.0) * (t0 - t1) - sign * m0
                     if excess > 0 and excess >= needed and (best is None or excess / needed > best[0]):
                         best = (excess / needed, w, sign)
@@ -164,19 +165,23 @@ class ReferenceStages:
         if n0 is None:
             return z * error
         n1 = max(n0, self.excess_noise(u, sign, 12) or 0.0)
-        own = math.sqrt(n0 * n0 / w + n1 * n1 * ((1 + r) ** 2 + r * r) / u)
+        last = self.noise.get(1, 0.0)
+        since = max(1.0, self.fresh() / (1.2 * last)) if last > 0 else 1.0
+        own = since * math.sqrt(n0 * n0 / w + n1 * n1 * ((1 + r) ** 2 + r * r) / u)
         own_z = math.sqrt(own_z**2 + 2 * math.log(max(1.0, len(self.t) / 256)))
         first = z if self.excess_noise(w, sign, 36) is None else min(own_z, z)
-        return max(first * error, min(1.5 * z * error, own_z * own))
+        return max(first * error, min(2 * z * error, own_z * own))
 
     def excess_noise(self, length: int, sign: int, least: int) -> float | None:
-        """Deviation of one observation as the upper quartiles of the excess in quiet know it."""
+        """Deviation of one observation as the quartiles of the excess in quiet know it."""
         largest, known = 0.0, False
         for w in (w for w in SCALES if w <= length):
             values = [sign * v for at, v in self.quiet[w] if at <= len(self.t) - w][-48:]
             if len(values) < least:
                 break
-            largest = max(largest, 1.4826 * sorted(values)[(3 * (len(values) - 1) + 2) // 4])
+            values.sort()
+            lower, upper = values[(len(values) - 1) // 4], values[(3 * (len(values) - 1) + 2) // 4]
+            largest = max(largest, 1.4826 * min(upper, 0.5 * (upper - lower)))
             known = 2 * w >= length
         return largest if known else None
 

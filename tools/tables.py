@@ -252,7 +252,16 @@ def stages():
             lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
     whole, null = found["all"], found["nulls"]
     lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
-    return [*lines, "", f"False rows on {null['curves']} curves without a transition: {null['false rows']}."]
+    floor = read("stages_floor")
+    return [
+        *lines,
+        "",
+        f"False rows on {null['curves']} curves without a transition: {null['false rows']}.",
+        "",
+        "LLC-like, noise-free, from the nearest curve that only slows down, in standard errors: the "
+        f"{floor['first']} first steps of the tuning half at least {floor['least first']:.1f}, "
+        f"the {floor['later']} later ones at most {floor['largest later']:.1f}.",
+    ]
 
 
 def detector_speed():

@@ -120,8 +120,9 @@ class QuietExcess {
     while (n > 0 && items_[static_cast<std::size_t>(n - 1)].at > until) --n;
     return std::min(n, window);
   }
-  // The value that a quarter of the last 48 up to `until` exceed, of a fall (sign +1) or a rise.
-  double upper_quartile(int64_t until, int sign) const {
+  // Of the last 48 up to `until`, of a fall (sign +1) or a rise: the smaller of the upper quartile, which a curve
+  // that slows down does not raise, and half the distance of the quartiles, which one that speeds up raises less.
+  double spread(int64_t until, int sign) const {
     int end = count_;
     while (end > 0 && items_[static_cast<std::size_t>(end - 1)].at > until) --end;
     const int n = std::min(end, window);
@@ -129,9 +130,9 @@ class QuietExcess {
     for (int i = 0; i < n; ++i) {
       values[static_cast<std::size_t>(i)] = sign * items_[static_cast<std::size_t>(end - n + i)].value;
     }
-    auto* const place = values.data() + (3 * (n - 1) + 2) / 4;
-    std::nth_element(values.data(), place, values.data() + n);
-    return *place;
+    std::sort(values.data(), values.data() + n);
+    const double upper = values[static_cast<std::size_t>((3 * (n - 1) + 2) / 4)];
+    return std::min(upper, 0.5 * (upper - values[static_cast<std::size_t>((n - 1) / 4)]));
   }
 
  private:
@@ -197,14 +198,16 @@ class StageDetector {
  private:
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
-  static constexpr double resolved = 0.1;    // a speed is read over the shortest block that knows it this well
-  static constexpr double sure = 2;          // standard errors by which a speed must have fallen
-  static constexpr double rest = 0.3;        // of its peak speed: here the tail of a stage ends
+  static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
+  static constexpr double sure = 2;        // standard errors by which a speed must have fallen
+  static constexpr double rest = 0.3;      // of its peak speed: here the tail of a stage ends
+  static constexpr double in_tail = 0.25;  // of the floor: what a bend in a tail must reach, as its row needs the rest
   static constexpr int few = 12, many = 36;  // values that a quartile needs to raise, and to lower, what is asked
-  static constexpr double most = 1.5;        // times z: what a quartile may ask
+  static constexpr double most = 2;          // times z: what a quartile may ask
   static constexpr double normal = 1.4826;   // standard deviation over median of |.|, and over upper quartile
   static constexpr int third_window = 16;
-  static constexpr double grown = 2;  // a median of 16 is good to a third: below this factor the noise has not grown
+  static constexpr double slack = 1.2;  // by which the median of the last 16 may be above the older one by chance
+  static constexpr double grown = 2;    // a median of 16 is good to a third: below this factor the noise has not grown
 
   struct Active {
     int64_t onset, alarm, block, speed_block;  // onset, alarm: indices of observations
@@ -264,7 +267,7 @@ class StageDetector {
     for (int k = 0; k < scale_count && scales[k] <= length; ++k) {
       const int64_t until = size() - scales[k];
       if (quiet_[k].known(until) < least) break;
-      largest = std::max(largest, normal * quiet_[k].upper_quartile(until, sign));
+      largest = std::max(largest, normal * quiet_[k].spread(until, sign));
       known = 2 * scales[k] >= length;
     }
     return known ? largest : -1;
@@ -296,7 +299,7 @@ class StageDetector {
   std::optional<StageAlarm> look() {
     const int64_t e = size();
     const double range = set_.metric_range > 0 ? set_.metric_range : high_ - low_;
-    const double floor = set_.loss ? set_.delta : set_.delta * range;
+    const double floor = (settling_ ? in_tail : 1) * (set_.loss ? set_.delta : set_.delta * range);
     double best = 0;
     int64_t best_block = 0;
     int best_sign = 0;
@@ -348,7 +351,9 @@ class StageDetector {
     if (n0 < 0) return set_.z * error;
     const double n1 = std::max(n0, excess_noise(u, sign, few));
     const double lever = (1 + r) * (1 + r) + r * r;
-    const double own = std::sqrt(n0 * n0 / static_cast<double>(w) + n1 * n1 * lever / static_cast<double>(u));
+    // what quiet has shown is as old as its values: a noise that has grown since has grown at all scales
+    const double since = noise_[0] > 0 ? std::max(1.0, fresh_ / (slack * noise_[0])) : 1;
+    const double own = since * std::sqrt(n0 * n0 / static_cast<double>(w) + n1 * n1 * lever / static_cast<double>(u));
     // as rare in a long run as in one of 256 observations: exp(-z^2 / 2) falls as the number of looks grows
     const double longer = 2 * std::log(std::max(1.0, static_cast<double>(size()) / 256));
     const double z_own = std::sqrt(set_.z_own * set_.z_own + longer);

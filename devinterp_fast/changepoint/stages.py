@@ -13,7 +13,7 @@ is what ``skip`` hides, and a momentum that oscillates bends any loss down; a le
 too, so use the sum of learning rates as the step then; Adam's own preconditioning and weight decay have no
 theorem, though the test works there. A fall that is fastest at the first observation has no plateau before it
 and gets no row. Noise of a fifth of a drop's height makes the alarm late or absent, more so where drops follow
-each other closely: give ``se``, or average more. Of deep linear networks with 5 % of noise a third of the drops
+each other closely: give ``se``, or average more. Of deep linear networks with 5 % of noise a sixth of the drops
 is missed, and of neighbors that are less than a factor 1.8 apart in time some share a row. Noise with a memory of
 ten observations, AR(1) .9, gives one false row in six curves of 250 points. The scores are in docs/changes.md.
 """
@@ -136,19 +136,20 @@ class Stages:
         excess = s m1 + min(s slope, 0) (T0 - T1) - s m0,    slope = (m1 - m2) / (T1 - T2),
 
     is never positive on a convex curve. It alarms when excess >= max(floor, z se(excess)); the floor is
-    ``delta``, times the range of a metric. The stage lasts until its speed has surely, by two standard errors, fallen
-    to ``kappa`` times its peak; its end then moves on with the tail, until .3 of the peak speed or the onset of the
-    next stage is reached. Its onset, midpoint and end are the 10, 50 and 90 % crossings of the raw curve between
-    its levels before the alarm's plateau and at this end. What this can and cannot see is said at the top of this
-    module.
+    ``delta``, times the range of a metric. The stage lasts until its speed has surely, by two standard errors,
+    fallen to ``kappa`` times its peak; its end then moves on with the tail, until .3 of the peak speed or the onset
+    of the next stage is reached; a bend in a tail needs a quarter of ``delta``, since its row still needs all of
+    it. Its onset, midpoint and end are the 10, 50 and 90 % crossings of the raw curve between its levels before the
+    alarm's plateau and at this end. What this can and cannot see is said at the top of this module.
 
-    A value that is not finite is skipped. Standard errors are used if the first observation has one; a later
-    one without repeats the last. Without them the noise is estimated from second differences of block means
-    at scales up to a quarter of the block. An autocorrelated noise is larger than that; the upper quartile of the
-    excess that a scale has itself shown in quiet is the second estimate. It raises what is asked from 12 values on (up
-    to 1.5 times), and from 36 on z falls to 4.5, or with the length n of the curve to sqrt(4.5^2 + 2 log(n / 256)). A
-    noise that has more than doubled since, by third differences, counts at once: the logarithm of a falling loss is
-    noisier.
+    A value that is not finite is skipped. Standard errors are used if the first observation has one; a later one
+    without repeats the last. Without them the noise is estimated from second differences of block means at scales
+    up to a quarter of the block. An autocorrelated noise is larger than that; the quartiles of the excess that a
+    scale has itself shown in quiet are the second estimate (the smaller of the upper one and half their distance,
+    so that neither a curve that slows down nor one that speeds up passes for noise), times the growth of the noise
+    since by third differences. It raises what is asked from 12 values on (up to twice), and from 36 on z falls to
+    4.5, or with the length n of the curve to sqrt(4.5^2 + 2 log(n / 256)). A noise that has more than doubled
+    since, by third differences, counts at once: the logarithm of a falling loss is noisier.
 
     Args:
         kind: ``"loss"`` looks for falls of a positive loss, ``"metric"`` for falls and rises.
