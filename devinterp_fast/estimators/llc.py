@@ -319,6 +319,8 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
 def _of_reach(trace: Trace, found: Pooled, prepared: Prepared) -> list[str]:
     """The sentence for chains that a warm-up could not carry through what the localization leaves open."""
     settings = prepared.settings
+    if prepared.pull is not None:  # a prior confines too: how far the localization alone would let go says nothing
+        return []
     share = reached(trace, settings, prepared.center.double().numpy(), found.value, prepared.moving)
     if settings.start is None or not share < _REACHED:
         return []
