@@ -166,9 +166,10 @@ def _one(x: _Floats, y: _Floats, se: _Floats | None, model: str, penalty: float 
     if n < 3:
         raise DataError(f"y: expected at least 3 finite values, got {n}")
     noise = _long_run_noise(y[index]) if se is None else 1.0
-    w = np.full(n, 1 / noise**2) if se is None else 1 / se[index] ** 2
-    length, offset, scale = x[index[-1]] - x[index[0]], float(np.mean(y[index])), float(np.std(y[index])) or 1.0
-    series = _Series((x[index] - x[index[0]]) / length, (y[index] - offset) / scale, w * scale**2)
+    length, scale = x[index[-1]] - x[index[0]], _spread(y[index])
+    offset, scale = (float(np.mean(y[index])), scale) if scale > 0 else (float(y[index[0]]), 1.0)
+    w = (scale / (np.full(n, noise) if se is None else se[index])) ** 2
+    series = _Series((x[index] - x[index[0]]) / length, (y[index] - offset) / scale, w)
     cost_of = 3 * math.log(n) if penalty is None else penalty
     fits = {m: _partition(series, m, cost_of, penalty is None) for m in (MODELS if model == "auto" else (model,))}
     chosen = min(fits, key=lambda m: series.squares(m, fits[m]) + _parameters(m, len(fits[m])) * math.log(n))
@@ -198,6 +199,12 @@ def _parameters(model: str, boundaries: int) -> int:
     return boundaries + {"mean": segments, "line": 2 * segments, "kink": segments + 1}[model]
 
 
+def _spread(y: _Floats) -> float:
+    """Standard deviation; 0 for a constant, whose mean is rounded; the range where squares are too small to be seen."""
+    extent = float(np.ptp(y))
+    return (float(np.std(y)) or extent) if extent > 0 else 0.0
+
+
 def _long_run_noise(y: _Floats) -> float:
     """Robust standard deviation from second differences, times sqrt((1 + phi) / (1 - phi)) if neighbors correlate.
 
@@ -206,8 +213,7 @@ def _long_run_noise(y: _Floats) -> float:
     second = y[2:] - 2 * y[1:-1] + y[:-2]
     sigma = float(np.median(np.abs(second))) / (0.6744897501960817 * math.sqrt(6))
     if sigma == 0:
-        spread = float(np.std(y))
-        return 1e-9 * spread if spread > 0 else 1.0
+        return 1e-9 * _spread(y) or 1.0
     first = np.diff(y)
     bound = 3 * float(np.median(np.abs(first - np.median(first)))) / 0.6744897501960817
     first = np.clip(first - np.median(first), -bound, bound)
