@@ -94,6 +94,10 @@ def curvature():
             lines.append(
                 f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others or '-'} |"
             )
+    of_eight = " and ".join(
+        f"{found[f'{workload} stack']['eight over eight times one, eigenvalues']:.2f}" for workload in titles
+    )
+    lines += ["", f"Eight checkpoints' eigenvalues in one call take {of_eight} times the eight one by one."]
     if "W5" in found:
         row = found["W5"]
         lines += [
