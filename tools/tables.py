@@ -327,12 +327,26 @@ def annotated():
     return lines
 
 
+def cuda_cost():
+    """What a machine without a GPU pays for the CUDA module."""
+    found = read("cuda_cost")
+    seconds, milliseconds = found["seconds to import"], 1e3 * found["seconds more for the CUDA module"]
+    whole, part = (found[f"bytes of the {what}"] / 1e6 for what in ("wheel", "CUDA module"))
+    return [
+        f"`import devinterp_fast` takes {seconds['with the CUDA module']:.1f} s, of them torch's {seconds['torch']:.1f} s; "
+        f"the CUDA module's share is {milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of "
+        f"them. A step called from Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to "
+        "compute (on the CPU: no GPU was at hand).",
+    ]
+
+
 TABLES = {
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers, "time": time_to_error},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature, "curvature native": curvature_native},
+    ROOT / "docs" / "cuda.md": {"cost": cuda_cost},
     ROOT / "docs" / "estimators.md": {"estimators": estimators},
     ROOT / "docs" / "migration.md": {"same call": same_call},
 }
