@@ -332,11 +332,12 @@ def cuda_cost():
     found = read("cuda_cost")
     seconds, milliseconds = found["seconds to import"], 1e3 * found["seconds more for the CUDA module"]
     whole, part = (found[f"bytes of the {what}"] / 1e6 for what in ("wheel", "CUDA module"))
+    imported, torch = seconds["with the CUDA module"], seconds["torch"]
     return [
-        f"`import devinterp_fast` takes {seconds['with the CUDA module']:.1f} s, of them torch's {seconds['torch']:.1f} s; "
-        f"the CUDA module's share is {milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of "
-        f"them. A step called from Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to "
-        "compute (on the CPU: no GPU was at hand).",
+        f"`import devinterp_fast` takes {imported:.1f} s, of them torch's {torch:.1f} s; the CUDA module's share is "
+        f"{milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of them. A step called from "
+        f"Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to compute (on the CPU: no "
+        "GPU was at hand).",
     ]
 
 
