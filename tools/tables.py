@@ -335,9 +335,9 @@ def cuda_cost():
     imported, torch = seconds["with the CUDA module"], seconds["torch"]
     return [
         f"`import devinterp_fast` takes {imported:.1f} s, of them torch's {torch:.1f} s; the CUDA module's share is "
-        f"{milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of them. A step called from "
-        f"Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to compute (on the CPU: no "
-        "GPU was at hand).",
+        f"{milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of them. A step called "
+        f"from Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to compute (on the "
+        "CPU: no GPU was at hand).",
     ]
 
 
