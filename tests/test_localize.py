@@ -1,16 +1,12 @@
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from changepoint_planted import named
 
 from devinterp_fast.changepoint.detectors import Detector
 from devinterp_fast.changepoint.localize import benjamini_hochberg, localize
 from devinterp_fast.errors import DataError, ShapeError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from changepoint_planted import named
 
 
 def test_benjamini_hochberg_by_hand():
