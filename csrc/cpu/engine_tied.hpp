@@ -70,19 +70,17 @@ struct Tied {
   template <int C, bool ragged>
   DIF_INLINE const T* columns(const T* rows, int64_t size, const T* turned, int64_t c, T* to) const {
     if (turned) return turned + c * size * lanes;
-    int64_t offsets[C * lanes];
     const int64_t last = batch.count - 1 - c * lanes;
-#pragma GCC unroll 1
-    for (int64_t q = 0; q < C * lanes; ++q) {
-      offsets[q] = static_cast<int64_t>(batch.index[c * lanes + (ragged && q > last ? last : q)]) * size;
-    }
-    // Columns inside: addresses of sixteen rows come from memory, there is no room to keep them.
+    const int32_t* const index = batch.index + c * lanes;
+    const auto from = [&](int64_t q) {
+      return rows + static_cast<int64_t>(index[ragged && q > last ? last : q]) * size;
+    };
     int64_t j = 0;
     for (; j + 8 <= size; j += 8) {
 #pragma GCC unroll 1
       for (int i = 0; i < C; ++i) {
         F eight[8];
-        L::columns8([&](int q) { return rows + j + offsets[i * lanes + q]; }, eight);
+        L::columns8([&](int q) { return from(i * lanes + q) + j; }, eight);
 #pragma GCC unroll 8
         for (int k = 0; k < 8; ++k) L::store(to + (i * size + j + k) * lanes, eight[k]);
       }
@@ -91,7 +89,7 @@ struct Tied {
 #pragma GCC unroll 1
       for (int i = 0; i < C; ++i) {
         F four[4];
-        L::columns4([&](int q) { return rows + j + offsets[i * lanes + q]; }, four);
+        L::columns4([&](int q) { return from(i * lanes + q) + j; }, four);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) L::store(to + (i * size + j + k) * lanes, four[k]);
       }
@@ -125,6 +123,7 @@ struct Tied {
       return L::load(y_at + (i * y_size + j) * lanes);
     };
     const F zero = L::set(0), lowest = L::set(t.floor);
+    const int kept = c == 0 ? 0 : static_cast<int>(lanes);  // sums begin with the first group
     F h[hidden][C], s[hidden][C], loss[C];
     for (int i = 0; i < C; ++i) {
       loss[i] = zero;
@@ -162,7 +161,7 @@ struct Tied {
       }
       if (t.train_bias) {
         T* to = t.g + lanes * (t.bias + j);
-        F sum = L::load(to);
+        F sum = L::load_first(to, kept);
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) sum = L::add(sum, d[i]);
         L::store(to, sum);
@@ -170,7 +169,7 @@ struct Tied {
 #pragma GCC unroll 4
       for (int k = 0; k < hidden; ++k) {
         T* to = t.g + lanes * t.at(k, j);
-        F sum = L::load(to);
+        F sum = L::load_first(to, kept);
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) {
           s[k][i] = L::fma(left[k], d[i], s[k][i]);
@@ -183,7 +182,7 @@ struct Tied {
     for (int64_t j = 0; j < n; ++j) {
 #pragma GCC unroll 4
       for (int k = 0; k < hidden; ++k) {
-        F sum = L::load(to);
+        F sum = L::load_first(to, kept);
 #pragma GCC unroll 4
         for (int i = 0; i < C; ++i) sum = L::fma(s[k][i], x(j, i), sum);
         L::store(to, sum);
@@ -212,9 +211,8 @@ struct Tied {
   static void run(const Plan& plan, const T* w, const Batch<T>& batch, T* g, T* s, double* losses, double* sums) {
     const Tied pass(plan, w, batch, g, s, losses, sums);
     T *const sum = pass.g, *const h_sum = pass.h_sum;
-    const int64_t n = pass.features;
-    for (int64_t i = 0; i < plan.dim; ++i) L::store(sum + lanes * i, L::set(0));
-    for (int64_t i = 0; i < n * hidden; ++i) L::store(h_sum + lanes * i, L::set(0));
+    const int64_t n = pass.features, trained = n * hidden + (pass.train_bias ? n : 0);
+    for (int64_t i = 0; trained < plan.dim && i < plan.dim; ++i) L::store(sum + lanes * i, L::set(0));  // parts unused
     for (int i = 0; i < lanes; ++i) sums[i] = 0.0;
     const int64_t whole = chains ? batch.count : batch.count / lanes;
     pass.template groups<widest>(0, whole);
