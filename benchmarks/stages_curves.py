@@ -265,9 +265,9 @@ def digits(seed: int) -> Table:
     return table
 
 
-def each(run: Callable[[int], Table], seeds: int) -> Iterator[tuple[int, Table]]:
+def each(run: Callable[[int], Table], seeds: int, first: int = 0) -> Iterator[tuple[int, Table]]:
     """One run a seed."""
-    return ((seed, run(seed)) for seed in range(seeds))
+    return ((seed, run(seed)) for seed in range(first, first + seeds))
 
 
 SYSTEMS: dict[str, Callable[[], Iterator[tuple[int, Table]]]] = {
@@ -279,6 +279,7 @@ SYSTEMS: dict[str, Callable[[], Iterator[tuple[int, Table]]]] = {
     "digits": lambda: each(digits, 6),
     "addition": lambda: each(addition, 4),
     "induction": lambda: each(induction, 6),
+    "more parity": lambda: each(parity, 24, first=6),
 }
 
 

@@ -237,8 +237,16 @@ def runs() -> dict[tuple[str, int], Run]:
 def trained() -> Iterator[tuple[str, int, Curve]]:
     """Curves of the trained networks: system, half, curve."""
     for (system, seed), run in runs().items():
-        for name, curve in READERS[system](run):
-            yield name, seed % 2, curve
+        if system != "more parity":
+            for name, curve in READERS[system](run):
+                yield name, seed % 2, curve
+
+
+def more_parity() -> Iterator[tuple[int, Curve]]:
+    """Further runs of the system with the most false rows, one curve a task, scored apart: half, curve."""
+    for (system, seed), run in runs().items():
+        if system == "more parity":
+            yield from ((seed % 2, curve) for name, curve in _parity(run) if name == "parity, one task")
 
 
 def systems(seed: int = 0) -> Iterator[tuple[str, int, Curve]]:
