@@ -221,6 +221,7 @@ READERS = {
     "addition": _addition,
     "induction": _induction,
 }
+MORE = {"more parity": _parity, "more digits": _digits}
 
 
 @cache
@@ -237,16 +238,16 @@ def runs() -> dict[tuple[str, int], Run]:
 def trained() -> Iterator[tuple[str, int, Curve]]:
     """Curves of the trained networks: system, half, curve."""
     for (system, seed), run in runs().items():
-        if system != "more parity":
+        if system not in MORE:
             for name, curve in READERS[system](run):
                 yield name, seed % 2, curve
 
 
-def more_parity() -> Iterator[tuple[int, Curve]]:
-    """Further runs of the system with the most false rows, one curve a task, scored apart: half, curve."""
+def more() -> Iterator[tuple[str, int, Curve]]:
+    """Further runs, on which neighboring rows were studied, scored apart from the others: system, half, curve."""
     for (system, seed), run in runs().items():
-        if system == "more parity":
-            yield from ((seed % 2, curve) for name, curve in _parity(run) if name == "parity, one task")
+        if system in MORE:
+            yield from ((system, seed % 2, curve) for name, curve in MORE[system](run) if name != "parity, total")
 
 
 def systems(seed: int = 0) -> Iterator[tuple[str, int, Curve]]:

@@ -153,9 +153,12 @@ class ReferenceStages:
         if not self.large_enough(row):
             return pairs
         pairs = [pair for pair in pairs if self.large_enough(pair[1])]
-        if pairs and pairs[-1][1]["direction"] == row["direction"] and not self.apart(pairs[-1][1], row, e):
+        if pairs and pairs[-1][1]["direction"] == row["direction"]:
+            before = pairs[-1][1]
             whole = {**a, **{name: pairs[-1][0][name] for name in ("onset", "alarm", "block")}}
-            return self.listed(pairs[:-1], whole, e, provisional)
+            most = before["gain"] + row["gain"] >= 0.5 * self.row(whole, e, provisional)["gain"]
+            if most and not self.apart(before, row, e):
+                return self.listed(pairs[:-1], whole, e, provisional)
         return [*pairs, (a, row)]
 
     def apart(self, a: Row, b: Row, end: int) -> bool:

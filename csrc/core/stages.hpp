@@ -8,8 +8,7 @@
 //   STAGE   until the speed has surely fallen to kappa x its peak; its end moves on with the tail, until the curve
 //           rests or the next alarm; then the levels and their 10, 50, 90 % crossings.
 //
-// Two rows that follow each other in one direction are two only if the speed between their midpoints fell to kappa x
-// both peaks (`apart`); otherwise the curve has wavered on its way, and they are one.
+// Two rows of one direction are one where the curve only wavered on its way (`list`, `apart`).
 //
 // Noise, where no errors are given. From second differences of block means, up to a quarter of the block asked about
 // (`deviation`). A noise with a memory is larger than that: what a scale has itself seen rise above its line in quiet
@@ -113,10 +112,10 @@ class StageDetector {
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
   static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
-  static constexpr double sharp =
-      0.05;                            // the same where two rows are told apart: a fall by 1 - kappa is then six errors
-  static constexpr double sure = 2;    // standard errors by which a speed must have fallen
-  static constexpr double rest = 0.3;  // of its peak speed: here the tail of a stage ends
+  static constexpr double sharp = 0.05;    // the same between rows: a fall by 1 - kappa is then six errors
+  static constexpr double most_of = 0.5;   // of the gain of a joined row: what its parts must have
+  static constexpr double sure = 2;        // standard errors by which a speed must have fallen
+  static constexpr double rest = 0.3;      // of its peak speed: here the tail of a stage ends
   static constexpr double in_tail = 0.25;  // of the floor: what a bend in a tail must reach, as its row needs the rest
   static constexpr int few = 12, many = 36;  // values that a quartile needs to raise, and to lower, what is asked
   static constexpr double most = 2;          // times z: what a quartile may ask
@@ -343,22 +342,24 @@ class StageDetector {
     settling_.reset();
   }
 
-  // Lists a stage whose last observation is e - 1, as one with the row before it where nothing parts them. The range
-  // only grows: what does not count now never will.
+  // Lists a stage whose last observation is e - 1: as one with the row before it, if nothing parts them and the two
+  // make up most of what lies between their ends. The range only grows: what does not count now never will.
   void list(std::vector<Listed>& all, Active stage, int64_t e, bool open) const {
-    StageRow row = measure(stage, e, open);
-    if (!counts(row)) return;
+    Listed last{stage, measure(stage, e, open)};
+    if (!counts(last.row)) return;
     for (;;) {
       while (!all.empty() && !counts(all.back().row)) all.pop_back();
-      if (all.empty() || all.back().row.direction != row.direction || apart(all.back().row, row, e)) break;
-      const Active& first = all.back().stage;
-      stage.onset = first.onset;
-      stage.alarm = first.alarm;
-      stage.block = first.block;
-      row = measure(stage, e, open);
+      if (all.empty()) break;
+      const StageRow& before = all.back().row;
+      Listed whole = all.back();
+      whole.stage.speed_block = last.stage.speed_block;
+      whole.row = measure(whole.stage, e, open);
+      const bool most = before.gain + last.row.gain >= most_of * whole.row.gain;
+      if (before.direction != last.row.direction || !most || apart(before, last.row, e)) break;
+      last = whole;
       all.pop_back();
     }
-    all.push_back({stage, row});
+    all.push_back(last);
   }
 
   // Did the speed between the midpoints of two rows fall to kappa x the peaks on both sides? Read over the shortest
