@@ -240,13 +240,16 @@ def stages():
     found = read("stages")
     lines = head("| system | transitions | precision | recall |")
     for name, row in found.items():
-        if name not in ("all", "nulls", "environment"):
+        if name not in ("all", "nulls", "more parity", "environment"):
             lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
     whole, null = found["all"], found["nulls"]
     lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
-    floor = read("stages_floor")
+    floor, more = read("stages_floor"), found["more parity"]
     return [
         *lines,
+        "",
+        f"Twelve more runs of parity, one task, held out: {more['transitions']} transitions, precision "
+        f"{more['precision']:.2f}, recall {more['recall']:.2f}.",
         "",
         f"False rows on {null['curves']} curves without a transition: {null['false rows']}.",
         "",
@@ -254,6 +257,18 @@ def stages():
         f"{floor['first']} first steps of the tuning half at least {floor['least first']:.1f}, "
         f"the {floor['later']} later ones at most {floor['largest later']:.1f}.",
     ]
+
+
+def digits():
+    """Rows of the watched digits against the known transitions, seed by seed."""
+    found = {name: row for name, row in read("stages_digits").items() if name != "environment"}
+    seeds = sorted(found, key=lambda name: int(name.split()[1]))
+    lines = ["| seed | transitions | found | rows |", "|---|---|---|---|"]
+    whole = {key: sum(row[key] for row in found.values()) for key in ("known", "hits", "rows")}
+    for name, row in [*((name.split()[1], found[name]) for name in seeds), ("**all**", whole)]:
+        lines.append(f"| {name} | {row['known']} | {row['hits']} | {row['rows']} |")
+    precision, recall = whole["hits"] / whole["rows"], whole["hits"] / whole["known"]
+    return [*lines, "", f"Precision {precision:.2f}, recall {recall:.2f}."]
 
 
 def detector_speed():
@@ -344,6 +359,7 @@ def cuda_cost():
 TABLES = {
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
+    ROOT / "docs" / "watching.md": {"digits": digits},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers, "time": time_to_error},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature, "curvature native": curvature_native},
