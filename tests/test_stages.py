@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import doctest
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
+import stages_score as score_of
+import stages_systems as curves
 from reference_stages import ReferenceStages
 
 from devinterp_fast import changepoint
 from devinterp_fast.changepoint import Alarm, Stage, Stages, join
 from devinterp_fast.errors import ShapeError
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-import stages_score as score_of
-import stages_systems as curves
 
 SMOOTH = ("power law", "exponential", "mixture", "rising metric", "least squares")
 

@@ -157,6 +157,15 @@ def truth():
                 f"{percent(a['order preserved'])} | {a['failures']} ({a['failures unreported']}) | "
                 f"{a['longest, seconds']:.0f} |"
             )
+    found = read("truth")["saddles"]["scores"]
+    told = ", ".join(
+        f"{scores['recognized']} of {scores['runs']} by {name.removeprefix('saddles, ')}"
+        for name, scores in found.items()
+    )
+    lines += [
+        "",
+        f"Saddles that the verdict names, of random nets that have not learned their weakest direction: {told}.",
+    ]
     return lines
 
 
