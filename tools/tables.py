@@ -345,7 +345,28 @@ def annotated():
     return lines
 
 
+def engine_many():
+    """A step of one chain among more and more chains, and what a chain holds."""
+    found = read("engine")
+    chains = list(found["W1 many"]["us"])
+    heads = " | ".join(f"{int(c):,} chains" for c in chains)
+    lines = [
+        f"| µs of a chain and step, 1 thread | {heads} | a chain's memory at {int(chains[-1]):,} |",
+        "|---|" + "---|" * (len(chains) + 1),
+    ]
+    titles = {"W1": "toy model of superposition, batch 128", "W3": "MLP on digits, batch 256"}
+    for name, title in titles.items():
+        row = found[f"{name} many"]
+        cells = " | ".join(f"{row['us'][c]:,.3g}" for c in chains)
+        lines.append(
+            f"| {title}, {row['parameters']:,} parameters | {cells} | {row['bytes a chain']:,.0f} bytes, "
+            f"{row['bytes expected']:,} accounted for |"
+        )
+    return lines
+
+
 TABLES = {
+    ROOT / "docs" / "engines.md": {"many": engine_many},
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers, "time": time_to_error},
