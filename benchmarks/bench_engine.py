@@ -242,8 +242,9 @@ def parts(w: Workload, rounds: int) -> dict[str, float]:
     data, alive = program.data(torch.float32)
     index, losses = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.float64)
     layout, g = program.native.layout(0), torch.zeros(dim)
-    rates = [np.full(1, v) for v in (1e-6, 1.0, 100.0)]
-    rows, repeats = start[None].clone(), 200
+    chains, repeats = 32, 50
+    rates = [np.full(chains, v) for v in (1e-6, 1.0, 100.0)]
+    rows = start.repeat(chains, 1)
 
     def walk(address: int) -> None:
         program.native.pass_f32(
@@ -253,20 +254,21 @@ def parts(w: Workload, rounds: int) -> dict[str, float]:
     def update() -> None:
         for t in range(repeats):
             _cpu.sgld_step_f32(
-                rows.data_ptr(), dim, start.data_ptr(), 0, 0, 0, 1, [(0, dim, g.data_ptr(), dim)],
+                rows.data_ptr(), dim, start.data_ptr(), 0, 0, 0, chains, [(0, dim, g.data_ptr(), 0)],
                 *(r.ctypes.data for r in rates), 0, t, 0, True, 0, 0, 1,
             )  # fmt: skip
 
     share = w.batch / n
+    products = program.description.multiply_adds - w.model[0].weight.numel()  # nobody asks for the inputs' gradient
     found: dict[str, list[float]] = {"forward": [], "gradient": [], "update": [], "step": [], "products at peak": []}
     for turn in range(rounds + 1):
-        run = sampler(program, start, w, 32, "independent")
+        run = sampler(program, start, w, chains, "independent")
         each = {
             "forward": share * cpu_seconds(lambda: [walk(0) for _ in range(20)]) / 20,
             "gradient": share * cpu_seconds(lambda: [walk(g.data_ptr()) for _ in range(20)]) / 20,
-            "update": cpu_seconds(update) / repeats,
-            "step": cpu_seconds(run.finish) / (32 * run.steps),
-            "products at peak": 2.0 * w.batch * program.description.multiply_adds / peak(),
+            "update": cpu_seconds(update) / (repeats * chains),
+            "step": cpu_seconds(run.finish) / (chains * run.steps),
+            "products at peak": 2.0 * w.batch * products / peak(),
         }
         for name, seconds in each.items():
             if turn:

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+from changepoint_planted import named
 from changepoint_series import SERIES, bocpd_online, bocpd_segments, covering, f1
 from harness import record
 
 import devinterp_fast as dif
 from devinterp_fast.changepoint.detectors import Detector
 from devinterp_fast.changepoint.focus import Focus
-from devinterp_fast.changepoint.localize import localize
 from devinterp_fast.changepoint.thresholds import threshold
 
 BLOCK = 32
@@ -96,8 +96,6 @@ def trends():
 
 def channels_named(runs=300):
     """False share among the channels named at a nominal tenth, and the share of changed ones found; 400 channels."""
-    channels, n, at = 400, 240, 120
-    t = np.arange(n)
     out = {}
     for name, model, changed, size, seed in (
         ("40 jump by 0.8 sd", "mean", 40, 0.8, 23),
@@ -105,17 +103,7 @@ def channels_named(runs=300):
         ("40 bend by 0.03 sd a step", "kink", 40, 0.03, 25),
     ):
         rng = np.random.default_rng(seed)
-        shares, found = [], []
-        for _ in range(runs):
-            y = rng.normal(size=(n, channels))
-            y[:, :changed] += size * (t >= at)[:, None] if model == "mean" else size * np.clip(t - at, 0, None)[:, None]
-            det = Detector(channels, model=model, noise="unit", arl=1e4, groups=np.zeros(channels, dtype=int))
-            alarm = next(a for i in t for a in det.update(i, y[i]))
-            stop = int(alarm.step) + 1 + (20 if model == "mean" else 60)
-            result = localize(t[:stop], y[:stop], alarm.onset, alarm.step, model=model)
-            false = int((result.channels >= changed).sum())
-            shares.append(false / max(result.channels.size, 1))
-            found.append((result.channels.size - false) / changed)
+        shares, found = zip(*(named(rng, model, changed, size) for _ in range(runs)), strict=True)
         out[name] = {
             "runs": runs,
             "false share": float(np.mean(shares)),

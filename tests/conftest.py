@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from planted_run import watched_run
 from torch import Tensor, nn
 
 from devinterp_fast import _cpu
@@ -39,3 +40,9 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     assert _cpu.use_isa(request.param)
     yield request.param
     _cpu.use_isa("")
+
+
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    """A run whose transitions are known to the step; see ``planted_run``."""
+    return watched_run(tmp_path_factory.mktemp("planted") / "run")

@@ -86,6 +86,30 @@ def test_checkpoints_in_lockstep_are_each_alone():
     assert together.vectors.shape == (3, 300, 5)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_native_checkpoints_one_after_another_are_those_in_lockstep(monkeypatch, threads):
+    """What one thread's caches hold decides how many bases go together, and no bit of the result."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Tanh(), torch.nn.Linear(7, 2)), torch.randn(33, 5)
+    row = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    rows = row * torch.tensor([[1.0], [0.5], [2.0]])
+    H = dif.hessian(model, torch.nn.MSELoss(), (x, torch.randn(33, 2)), checkpoints=rows, backend="native")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    calls = []
+    monkeypatch.setattr(H, "products", lambda V, first=0, of=H.products: calls.append(len(V)) or of(V, first))
+    try:
+        together = dif.eigsh(H, 3)
+        monkeypatch.setattr(eigen_module, "_CACHED", 1)
+        one_by_one = dif.eigsh(H, 3)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together.values, one_by_one.values)
+    assert torch.equal(together.vectors, one_by_one.vectors)
+    assert together.matvecs == one_by_one.matvecs
+    assert set(calls) == ({3, 1} if threads == 1 else {3})
+
+
 def test_few_bases_at_a_time_give_the_same(monkeypatch):
     stack = torch.stack([rotated(SPECTRUM), rotated(SPECTRUM * 2 + 1, 2)])
     whole, density = dif.eigsh(stack, 3), dif.spectral_density(stack, probes=3, steps=10)

@@ -168,6 +168,15 @@ def test_one_door_to_native_code(file):
     assert not takes or file.relative_to(PACKAGE).as_posix() in ADDRESS_TAKERS
 
 
+def test_no_page_holds_both_sides_of_a_merge():
+    """What would not compile is seen at once; a page of text is not."""
+    side = re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)
+    assert side.search("text\n" + "<" * 7 + " HEAD\n")
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert pages
+    assert [name_of(page) for page in pages if side.search(page.read_text())] == []
+
+
 def test_no_file_is_too_long_to_hold_in_mind():
     lengths = {name_of(f): len(f.read_text().splitlines()) for f in PYTHON_FILES + CPP_FILES}
     long = {name for name, lines in lengths.items() if lines > LONGEST}

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+from changepoint_planted import named
 
 from devinterp_fast.changepoint.detectors import Detector
 from devinterp_fast.changepoint.localize import benjamini_hochberg, localize
@@ -18,19 +19,7 @@ def test_benjamini_hochberg_by_hand():
 def test_false_share_of_channels_stays_below_its_level(model, changed, size):
     """A group of 400 alarms; the named channels' mean false share over 12 runs, nominal 0.1."""
     rng = np.random.default_rng(0)
-    channels, n, at = 400, 240, 120
-    t = np.arange(n)
-    shares, found = [], []
-    for _ in range(12):
-        y = rng.normal(size=(n, channels))
-        y[:, :changed] += size * (t >= at)[:, None] if model == "mean" else size * np.clip(t - at, 0, None)[:, None]
-        det = Detector(channels, model=model, noise="unit", arl=1e4, groups=np.zeros(channels, dtype=int))
-        alarm = next(a for i in t for a in det.update(i, y[i]))
-        stop = int(alarm.step) + 1 + (20 if model == "mean" else 60)
-        result = localize(t[:stop], y[:stop], alarm.onset, alarm.step, model=model)
-        false = (result.channels >= changed).sum()
-        shares.append(false / max(result.channels.size, 1))
-        found.append((result.channels.size - false) / changed)
+    shares, found = zip(*(named(rng, model, changed, size) for _ in range(12)), strict=True)
     # the expected share is at most 0.1 times that of quiet channels; two standard errors of the mean of twelve
     assert np.mean(shares) <= 0.1 + 2 * np.std(shares) / math.sqrt(12)
     assert np.mean(found) > 0.1  # power is what the window's length gives

@@ -13,6 +13,11 @@ def read(name):
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
+def head(columns):
+    """A table's first row and the rule under it."""
+    return [columns, "|" + "---|" * (columns.count("|") - 1)]
+
+
 def llc():
     """Time of one draw of one chain, and the error on a model whose value is known."""
     found = read("llc")
@@ -21,11 +26,10 @@ def llc():
         "W3": "MLP on digits, 26 k parameters",
         "W5": "MLP, 10 M parameters",
     }
-    lines = [
+    lines = head(
         "| one draw of one chain, µs (4 chains, 1 thread) | devinterp_fast | its torch engine | devinterp 1.3.2 | "
-        "forward + backward alone | speed-up |",
-        "|---|---|---|---|---|---|",
-    ]
+        "forward + backward alone | speed-up |"
+    )
     for name, title in what.items():
         row = found[name]
         us = row["us per chain and draw"]
@@ -38,8 +42,7 @@ def llc():
     free, same, other = row["devinterp_fast, nothing set"], row["devinterp_fast"], row["devinterp 1.3.2"]
     lines += [
         "",
-        "| linear regression, d = 8 (theory: d / 2) | exact here | devinterp_fast | devinterp 1.3.2 |",
-        "|---|---|---|---|",
+        *head("| linear regression, d = 8 (theory: d / 2) | exact here | devinterp_fast | devinterp 1.3.2 |"),
         f"| same hand-set step, minibatches of 100 | {same['exact']:.2f} | {same['llc']:.2f} ± {same['mcse']:.2f}, "
         f"step bias {same['step bias']:+.2f} | {other['llc']:.2f}, std over chains {other['std over chains']:.2f} |",
         f"| nothing set | {free['exact']:.2f} | **{free['llc']:.2f} ± {free['mcse']:.2f}** | "
@@ -50,10 +53,7 @@ def llc():
 
 def update():
     found = read("update")
-    lines = [
-        "| fused SGLD step, 4 x 10 M float32, ns per number | 1 thread | 2 threads |",
-        "|---|---|---|",
-    ]
+    lines = head("| fused SGLD step, 4 x 10 M float32, ns per number | 1 thread | 2 threads |")
     for name in ("fused", "fused, no noise", "torch eager", "copy"):
         a, b = (found[f"threads {t}"]["ns per element"][name] for t in (1, 2))
         lines.append(f"| {name} | {a:.2f} | {b:.2f} |")
@@ -63,7 +63,7 @@ def update():
 def demo():
     """The transitions of the run whose figure stands above."""
     found = read("digits")
-    lines = ["| onset | midpoint | end | known at | seen in | ground truth |", "|---|---|---|---|---|---|"]
+    lines = head("| onset | midpoint | end | known at | seen in | ground truth |")
     for row in found["transitions"]:
         numbers = " | ".join(f"{row[key]:.0f}" for key in ("onset", "midpoint", "end", "alarm"))
         lines.append(f"| {numbers} | {', '.join(sorted(row['observables']))} | {row['marker'] or '-'} |")
@@ -79,7 +79,7 @@ def curvature():
         ("fisher", "empirical Fisher, ten largest eigenvalues"),
     ]
     titles = {"W3": "MLP on digits, 26 k parameters", "W4": "attention-only transformer, 53 k parameters"}
-    lines = ["| ms | devinterp_fast | its torch engine | the others |", "|---|---|---|---|"]
+    lines = head("| ms | devinterp_fast | its torch engine | the others |")
     for workload, title in titles.items():
         for key, task in rows:
             row = found.get(f"{workload} {key}")
@@ -94,6 +94,10 @@ def curvature():
             lines.append(
                 f"| {title}: {task} | **{row['ms'][ours[0]]:,.0f}** | {row['ms'][ours[1]]:,.0f} | {others or '-'} |"
             )
+    of_eight = " and ".join(
+        f"{found[f'{workload} stack']['eight over eight times one, eigenvalues']:.2f}" for workload in titles
+    )
+    lines += ["", f"Eight checkpoints' eigenvalues in one call take {of_eight} times the eight one by one."]
     if "W5" in found:
         row = found["W5"]
         lines += [
@@ -109,11 +113,10 @@ def curvature_native():
     """One product against one gradient of the same engine, and the floor under it."""
     found = read("curvature_native")
     titles = {"W3": "MLP on digits", "W4": "attention-only transformer"}
-    lines = [
+    lines = head(
         "| | product over gradient, 1 probe | 10 probes | their flops | share of peak: gradient, product | "
-        "torch's cached graph over ours, float32, float64 | 8 checkpoints over 8 times one |",
-        "|---|---|---|---|---|---|---|",
-    ]
+        "torch's cached graph over ours, float32, float64 | 8 checkpoints over 8 times one |"
+    )
     for workload, title in titles.items():
         row = found[workload]
         lines.append(
@@ -139,11 +142,10 @@ def percent(x):
 def truth():
     """The default against known truths, by family."""
     found = read("truth")
-    lines = [
+    lines = head(
         "| systems | runs | median error to target | 90th percentile | median and 90th to lambda | order preserved | "
-        "failures (unreported) | longest, s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+        "failures (unreported) | longest, s |"
+    )
     for part in ("default", "minibatch"):
         for family, scores in found.get(part, {}).get("scores", {}).items():
             a, b = scores["target"], scores["lambda"]
@@ -161,7 +163,7 @@ def truth():
 def coverage():
     """How often the 95 % interval holds the exact value."""
     found = read("truth").get("coverage", {}).get("scores", {})
-    lines = ["| system | runs | 95 % interval holds the target | mean error, in standard errors |", "|---|---|---|---|"]
+    lines = head("| system | runs | 95 % interval holds the target | mean error, in standard errors |")
     for name, scores in found.items():
         lines.append(
             f"| {name} | {scores['target']['runs']} | {percent(scores['covered'])} | {scores['mean z']:+.2f} |"
@@ -176,12 +178,8 @@ def samplers():
     found = read("truth").get("samplers", {}).get("scores", {})
     names = list(dict.fromkeys(key.split()[0] for key in found))
     steps = list(dict.fromkeys(key.split()[1] for key in found))
-    lines = [
-        "| relative error (signed), order preserved, failures (unreported) of runs | "
-        + " | ".join(f"step {s}" for s in steps)
-        + " |",
-        "|---|" + "---|" * len(steps),
-    ]
+    settings = " | ".join(f"step {s}" for s in steps)
+    lines = head(f"| relative error (signed), order preserved, failures (unreported) of runs | {settings} |")
     for name in names:
         cells = [found[f"{name} {s}"]["target"] for s in steps if f"{name} {s}" in found]
         row = " | ".join(
@@ -196,10 +194,7 @@ def samplers():
 def time_to_error():
     """Seconds to a standard error of 5 %, theirs and ours."""
     found = read("time_to_error") if (ROOT / "benchmarks" / "results" / "time_to_error.json").exists() else {}
-    lines = [
-        "| workload | run | sampler | draws of a chain after burn-in | LLC | seconds | faster |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = head("| workload | run | sampler | draws of a chain after burn-in | LLC | seconds | faster |")
     for workload in ("W1", "W2", "W3"):
         row = found.get(workload, {})
         for name in ("devinterp 1.3.2", "same step", "best", "untuned"):
@@ -216,7 +211,7 @@ def time_to_error():
 def same_call():
     """One call of devinterp 1.3, and only the import changed."""
     found = read("estimators")
-    lines = ["| the same call | devinterp 1.3.2 | here | joint error | speed-up |", "|---|---|---|---|---|"]
+    lines = head("| the same call | devinterp 1.3.2 | here | joint error | speed-up |")
     for name in ("W1", "W3", "regression"):
         row = found.get(f"same call, {name}")
         if row:
@@ -233,10 +228,7 @@ def estimators():
     found = read("estimators")
     rows = {name: found[f"cost, {name}"] for name in ("W1", "W3") if f"cost, {name}" in found}
     heads = [f"{name}: {r['parameters']:,} parameters, {r['samples']:,} samples" for name, r in rows.items()]
-    lines = [
-        f"| time over that of `estimate_llc`, every draw watched | {' | '.join(heads)} |",
-        "|---|" + "---|" * len(rows),
-    ]
+    lines = head(f"| time over that of `estimate_llc`, every draw watched | {' | '.join(heads)} |")
     first = next(iter(rows.values()))["over estimate_llc"]
     for name in sorted(first, key=lambda name: first[name]):
         lines.append(f"| `{name}` | " + " | ".join(f"{r['over estimate_llc'][name]:.1f}" for r in rows.values()) + " |")
@@ -246,15 +238,18 @@ def estimators():
 def stages():
     """Held-out scores of the stage detector, one default for all systems."""
     found = read("stages")
-    lines = ["| system | transitions | precision | recall |", "|---|---|---|---|"]
+    lines = head("| system | transitions | precision | recall |")
     for name, row in found.items():
-        if name not in ("all", "nulls", "environment"):
+        if name not in ("all", "nulls", "more parity", "environment"):
             lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
     whole, null = found["all"], found["nulls"]
     lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
-    floor = read("stages_floor")
+    floor, more = read("stages_floor"), found["more parity"]
     return [
         *lines,
+        "",
+        f"Twelve more runs of parity, one task, held out: {more['transitions']} transitions, precision "
+        f"{more['precision']:.2f}, recall {more['recall']:.2f}.",
         "",
         f"False rows on {null['curves']} curves without a transition: {null['false rows']}.",
         "",
@@ -264,13 +259,22 @@ def stages():
     ]
 
 
+def digits():
+    """Rows of the watched digits against the known transitions, seed by seed."""
+    found = {name: row for name, row in read("stages_digits").items() if name != "environment"}
+    seeds = sorted(found, key=lambda name: int(name.split()[1]))
+    lines = ["| seed | transitions | found | rows |", "|---|---|---|---|"]
+    whole = {key: sum(row[key] for row in found.values()) for key in ("known", "hits", "rows")}
+    for name, row in [*((name.split()[1], found[name]) for name in seeds), ("**all**", whole)]:
+        lines.append(f"| {name} | {row['known']} | {row['hits']} | {row['rows']} |")
+    precision, recall = whole["hits"] / whole["rows"], whole["hits"] / whole["known"]
+    return [*lines, "", f"Precision {precision:.2f}, recall {recall:.2f}."]
+
+
 def detector_speed():
     """Nanoseconds per channel-update, and the peers of the same run."""
     found = read("changepoint")
-    lines = [
-        "| ns per channel-update, one thread | blocks of 32 steps | one step a call | bytes per channel |",
-        "|---|---|---|---|",
-    ]
+    lines = head("| ns per channel-update, one thread | blocks of 32 steps | one step a call | bytes per channel |")
     for model in ("mean", "kink"):
         for channels in (100_000, 1_000_000):
             row = found[f"{model}, {channels} channels"]
@@ -283,7 +287,7 @@ def detector_speed():
         row = found[name]
         times = f"{row['ns per channel-update']:,.0f} ({row['over kink']:,.0f}x kink, blocks of {row['block']})"
         lines.append(f"| {name}: one object a channel | | {times} | |")
-    lines += ["", "| 10,000 channels, blocks of 32 | all seen | one value in fifty missing |", "|---|---|---|"]
+    lines += ["", *head("| 10,000 channels, blocks of 32 | all seen | one value in fifty missing |")]
     for model in ("mean", "kink", "jump+kink", "meanvar"):
         row = found[f"{model}, own weights"]
         lines.append(f"| {model} | {row['shared']:.1f} | {row['missing values']:.1f} |")
@@ -293,15 +297,12 @@ def detector_speed():
 def detector_truth():
     """What was asked of the detector and what came."""
     found = read("changepoint")
-    lines = [
-        "| realised run length over the request (alarms counted) | 1 channel | 1,000 | 100,000 |",
-        "|---|---|---|---|",
-    ]
+    lines = head("| realised run length over the request (alarms counted) | 1 channel | 1,000 | 100,000 |")
     for kind in ("white", "AR(1) 0.5, phi estimated", "unequal errors", "log-spaced"):
         row = found[f"run length, {kind}"]
         cells = [f"{row[m]['ratio']:.2f} ({row[m]['alarms']:,})" for m in ("1", "1000", "100000")]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    lines += ["", "| delay at equal false alarms, updates | grid | exact | ratio |", "|---|---|---|---|"]
+    lines += ["", *head("| delay at equal false alarms, updates | grid | exact | ratio |")]
     for size in ("0.5", "1.0", "2.0"):
         row = found["delay"][f"shift {size}"]
         lines.append(f"| jump by {size} sd | {row['grid'][0]:.1f} | {row['exact'][0]:.1f} | {row['ratio']:.2f} |")
@@ -312,17 +313,16 @@ def detector_truth():
         f"{row['false alarms on a trend']:.3f} of runs (asked: {row['nominal']:.3f}); it finds the slope doubled after "
         f"{row['delay to a doubled slope']:.0f} steps ({100 * row['missed']:.1f} % not within 1,000).",
         "",
-        "| channels named at a false share of 0.1, of 400 | runs | false share | of the changed found |",
-        "|---|---|---|---|",
+        *head("| channels named at a false share of 0.1, of 400 | runs | false share | of the changed found |"),
     ]
     for name, row in found["localization"].items():
         lines.append(
             f"| {name} | {row['runs']} | {row['false share']:.3f} ± {row['its error']:.3f} | {row['found']:.2f} |"
         )
-    lines += ["", "| intervals of 95 % | alarms | coverage | median width |", "|---|---|---|---|"]
+    lines += ["", *head("| intervals of 95 % | alarms | coverage | median width |")]
     for name, row in found["intervals"].items():
         lines.append(f"| {name} sd | {row['alarms']:,} | {percent(row['coverage'])} | {row['width']:.0f} |")
-    lines += ["", "| published stage ends, 20 noise seeds | found | known at, times the end |", "|---|---|---|"]
+    lines += ["", *head("| published stage ends, 20 noise seeds | found | known at, times the end |")]
     for name in ("language model", "regression transformer"):
         row = found[f"stage ends, {name}"]
         for end, count, at in zip(row["ends"], row["found, of 20"], row["known at, times the end"], strict=True):
@@ -335,14 +335,23 @@ def annotated():
     """F1 and covering on annotated series."""
     found = read("changepoint")["annotated series"]
     methods = ("dif.segment", "PELT (ruptures)", "BOCPD (reference)", "no change")
-    lines = [
-        "| F1 / covering | " + " | ".join(methods) + " |",
-        "|---|" + "---|" * len(methods),
-    ]
+    lines = head("| F1 / covering | " + " | ".join(methods) + " |")
     for name in sorted(found, key=lambda name: (name == "mean", name)):
         cells = [f"{found[name][m]['f1']:.2f} / {found[name][m]['covering']:.2f}" for m in methods]
         lines.append(f"| {'**mean**' if name == 'mean' else name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def engine_deep():
+    """What a step of a deep linear network is made of."""
+    row = read("engine")["W2 parts"]
+    row["a fifth of JAX's"] = read("peers")["W2"]["us per chain and step"]["jax"] / 5
+    names = ("forward", "backward", "update", "rest", "step", "products at peak", "a fifth of JAX's")
+    return [
+        "| µs of a chain and step | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        "| four layers of 16 x 16, batch 256 | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |",
+    ]
 
 
 def engine_many():
@@ -365,13 +374,29 @@ def engine_many():
     return lines
 
 
+def cuda_cost():
+    """What a machine without a GPU pays for the CUDA module."""
+    found = read("cuda_cost")
+    seconds, milliseconds = found["seconds to import"], 1e3 * found["seconds more for the CUDA module"]
+    whole, part = (found[f"bytes of the {what}"] / 1e6 for what in ("wheel", "CUDA module"))
+    imported, torch = seconds["with the CUDA module"], seconds["torch"]
+    return [
+        f"`import devinterp_fast` takes {imported:.1f} s, of them torch's {torch:.1f} s; the CUDA module's share is "
+        f"{milliseconds:.0f} ms. The wheel has {whole:.1f} MB, the CUDA module {part:.1f} MB of them. A step called "
+        f"from Python takes {found['microseconds of a call']:.1f} µs when there is next to nothing to compute (on the "
+        "CPU: no GPU was at hand).",
+    ]
+
+
 TABLES = {
-    ROOT / "docs" / "engines.md": {"many": engine_many},
+    ROOT / "docs" / "engines.md": {"many": engine_many, "deep": engine_deep},
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
+    ROOT / "docs" / "watching.md": {"digits": digits},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers, "time": time_to_error},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature, "curvature native": curvature_native},
+    ROOT / "docs" / "cuda.md": {"cost": cuda_cost},
     ROOT / "docs" / "estimators.md": {"estimators": estimators},
     ROOT / "docs" / "migration.md": {"same call": same_call},
 }

@@ -1,6 +1,7 @@
 // The detector's step for one instruction set: compiled once for each, under the same rules as isa.cpp.
 #include "cpu/glr_isa.hpp"
 
+#include "core/glr_own.hpp"
 #include "cpu/engine_lanes_isa.hpp"
 
 namespace dif {
@@ -10,9 +11,9 @@ using F = L::F;
 constexpr int N = glr_lanes;
 
 template <GlrModel model>
-constexpr int kinds = model == GlrModel::mean ? 1 : 2;
+constexpr int kinds = glr_kinds<model>;
 template <GlrModel model>
-constexpr bool slopes = model == GlrModel::kink || model == GlrModel::jump_kink;
+constexpr bool slopes = glr_slopes<model>;
 
 template <GlrModel model>
 void merge(const GlrLook& p, float* rows) {
@@ -105,75 +106,43 @@ DIF_INLINE void log_ratio(const D& a, const D& b, D& to) {
   to = exponent * 0.6931471805599453 + 2 * (s + s * q * sum);
 }
 
-// Sums of everything after a candidate; and of everything, with the baseline fitted to it.
-struct Suffixes {
-  D w, h, hh, s, hy;
-};
-struct Fits {
-  D w, per_w, mean_x, sxx, per_sxx, a, b, s, v, x, variance;
+using Moments = GlrOwnMoments<D>;
+using Suffix = GlrOwnSuffix<D>;
+using Fit = GlrOwnFit<D>;
+
+// What mean+variance asks of the totals besides: x counts observations, v sums the weighted squares.
+struct Spread {
+  D s, v, x, variance;
 };
 
-// The statistic of one candidate; 0 where its regressor is not told from the baseline.
-template <GlrModel model>
-DIF_INLINE void statistic(const Suffixes& e, const Fits& f, double from, double sign, bool one_sided, D& to) {
-  const D before = f.w - e.w, zero = {}, unit = zero + 1;
-  const I apart = (e.w > glr_least * f.w) & (before > glr_least * f.w);
-  if constexpr (model == GlrModel::mean) {
-    const D d = e.s - f.a * e.w;
-    const I told = one_sided ? apart & (sign * d > 0) : apart;
-    to = (told ? d * d * f.w : zero) / (told ? e.w * before : unit);
-  } else if constexpr (model == GlrModel::mean_variance) {
-    const D after_n = e.h, before_n = f.x - after_n, wn1 = before * before_n, wn2 = e.w * after_n;
-    const I told = apart & (before_n >= 5) & (after_n >= 5);
-    const D s1 = f.s - e.s, v1 = (f.v - e.hy) * before - s1 * s1, v2 = e.hy * e.w - e.s * e.s;
-    D first, second;
-    log_ratio(told ? f.variance * wn1 : unit, told ? (v1 > 1e-30 * wn1 ? v1 : 1e-30 * wn1) : unit, first);
-    log_ratio(told ? f.variance * wn2 : unit, told ? (v2 > 1e-30 * wn2 ? v2 : 1e-30 * wn2) : unit, second);
-    to = before_n * first + after_n * second;
-    to = told ? to : zero;
-  } else {
-    const D dx = from - f.mean_x, hx = e.hh + dx * e.h;
-    const D square = e.hh - e.h * e.h * f.per_w - hx * hx * f.per_sxx, d = e.hy - f.a * e.h - f.b * hx;
-    const I kinked = apart & (f.sxx > 0) & (square > glr_least * e.hh);
-    if constexpr (model == GlrModel::kink) {
-      const I told = one_sided ? kinked & (sign * d > 0) : kinked;
-      to = (told ? d * d : zero) / (told ? square : unit);
-    } else {
-      const D ux = e.h + dx * e.w, jump = e.w - e.w * e.w * f.per_w - ux * ux * f.per_sxx;
-      const I jumped = kinked & (jump > glr_least * e.w);
-      const D per_jump = 1 / (jumped ? jump : unit);
-      const D share = (e.h - e.w * e.h * f.per_w - ux * hx * f.per_sxx) * per_jump;
-      const D rest = square - share * share * jump, d1 = e.s - f.a * e.w - f.b * ux, d2 = d - share * d1;
-      const I told = jumped & (rest > glr_least * e.hh);
-      to = (told ? d1 * d1 * per_jump : zero) + (told ? d2 * d2 : zero) / (told ? rest : unit);
-    }
-  }
+// n log v - n1 log v1 - n2 log v2 of one candidate.
+DIF_INLINE void statistic(const Suffix& e, const Fit& f, const Spread& all, D& to) {
+  const D zero = {}, unit = zero + 1, before = f.w - e.w, before_n = all.x - e.h;
+  const D wn1 = before * before_n, wn2 = e.w * e.h;
+  const I apart = (e.w > glr_least * f.w) & (before > glr_least * f.w), told = apart & (before_n >= 5) & (e.h >= 5);
+  const D s1 = all.s - e.s, v1 = (all.v - e.hy) * before - s1 * s1, v2 = e.hy * e.w - e.s * e.s;
+  D first, second;
+  log_ratio(told ? all.variance * wn1 : unit, told ? (v1 > 1e-30 * wn1 ? v1 : 1e-30 * wn1) : unit, first);
+  log_ratio(told ? all.variance * wn2 : unit, told ? (v2 > 1e-30 * wn2 ? v2 : 1e-30 * wn2) : unit, second);
+  to = before_n * first + e.h * second;
+  to = told ? to : zero;
 }
 
 // The walk of one half of the channels, from lane `low` on.
 template <GlrModel model>
 DIF_INLINE void own_walk(const GlrLook& p, const GlrPack& pack, int low, float* best) {
   const D zero = {}, unit = zero + 1;
-  D S, T, W, X, XX, top = {};
+  D S, T, top = {};
+  Moments all;
   read(pack.totals + low, S);
   read(pack.totals + N + low, T);
-  read(pack.own_totals + low, W);
-  read(pack.own_totals + N + low, X);
-  read(pack.own_totals + 2 * N + low, XX);
-  Fits f;
-  f.w = W;
-  f.per_w = 1 / (W > 0 ? W : unit);
-  f.s = S;
-  f.v = T;
-  f.x = X;
-  f.a = S * f.per_w;
-  f.mean_x = X * f.per_w;
-  f.sxx = XX - X * f.mean_x;
-  f.per_sxx = (f.sxx > 0 ? unit : zero) / (f.sxx > 0 ? f.sxx : unit);
-  f.b = (T - f.mean_x * S) * f.per_sxx;
-  f.variance = (T - S * f.a) / (X > 0 ? X : unit);
-  f.variance = f.variance > 1e-30 ? f.variance : zero + 1e-30;
-  Suffixes e{};
+  read(pack.own_totals + low, all.w);
+  read(pack.own_totals + N + low, all.x);
+  read(pack.own_totals + 2 * N + low, all.xx);
+  const Fit f(all, S, T);
+  Spread spread{S, T, all.x, (T - S * f.a) / (all.x > 0 ? all.x : unit)};
+  spread.variance = spread.variance > 1e-30 ? spread.variance : zero + 1e-30;
+  Suffix e{};
   double origin = p.x;
   for (int64_t k = 0; k < p.count; ++k) {
     const GlrBlock& block = p.blocks[k];
@@ -181,22 +150,19 @@ DIF_INLINE void own_walk(const GlrLook& p, const GlrPack& pack, int low, float* 
     const double* own = pack.own + static_cast<int64_t>(block.slot) * 3 * N + low;
     const double delta = slopes<model> ? origin - block.origin : 0.0;
     origin = block.origin;
-    D w, x, s, hy = {}, xx = {}, now;
-    read(own, w);
-    read(own + N, x);
+    Moments m{};
+    D s, moment = {}, now;
+    read(own, m.w);
+    read(own + N, m.x);
     read(row, s);
-    if constexpr (slopes<model>) {
-      read(own + 2 * N, xx);
-      e.hh += xx + 2 * delta * e.h + delta * delta * e.w;
+    if constexpr (slopes<model>) read(own + 2 * N, m.xx);
+    if constexpr (kinds<model> == 2) read(row + N, moment);
+    glr_own_append<model>(e, m, s, moment, delta);
+    if constexpr (model == GlrModel::mean_variance) {
+      statistic(e, f, spread, now);
+    } else {
+      glr_own_statistic<model>(e, f, origin - p.first_x, p.sign, p.one_sided, now);
     }
-    if constexpr (kinds<model> == 2) {
-      read(row + N, hy);
-      e.hy += hy + delta * e.s;
-    }
-    e.h += x + delta * e.w;
-    e.w += w;
-    e.s += s;
-    statistic<model>(e, f, origin - p.first_x, p.sign, p.one_sided, now);
     top = now > top ? now : top;
   }
   const Eight narrow = __builtin_convertvector(top, Eight);
@@ -216,18 +182,20 @@ float own_step(const GlrLook& p, const GlrPack& pack, const float* y, const doub
       row[i] = static_cast<float>(wy);
       if constexpr (slopes<model>) row[N + i] = static_cast<float>(x * wy);
       if constexpr (model == GlrModel::mean_variance) row[N + i] = static_cast<float>(wy * static_cast<double>(y[i]));
-      own[i] = w[i];
-      own[N + i] = slopes<model> ? x * w[i] : (w[i] > 0 ? 1.0 : 0.0);
-      own[2 * N + i] = x * x * w[i];
+      const GlrOwnMoments<double> one = glr_own_observation<model>(x, w[i]);
+      own[i] = one.w;
+      own[N + i] = one.x;
+      own[2 * N + i] = one.xx;
     }
   }
   for (int i = 0; i < N; ++i) {
     const double wy = w[i] * static_cast<double>(y[i]);
     S[i] += wy;
     T[i] += model == GlrModel::mean_variance ? wy * static_cast<double>(y[i]) : at[i] * wy;
-    W[i] += w[i];
-    X[i] += slopes<model> ? at[i] * w[i] : (w[i] > 0 ? 1.0 : 0.0);
-    XX[i] += at[i] * at[i] * w[i];
+    const GlrOwnMoments<double> one = glr_own_observation<model>(at[i], w[i]);
+    W[i] += one.w;
+    X[i] += one.x;
+    XX[i] += one.xx;
   }
   merge<model>(p, pack.rows);
   for (int64_t k = 0; k < p.merge_count; ++k) {
@@ -236,9 +204,11 @@ float own_step(const GlrLook& p, const GlrPack& pack, const float* y, const doub
     const double* from = pack.own + static_cast<int64_t>(m.from) * 3 * N;
     double* to = pack.own + static_cast<int64_t>(m.to) * 3 * N;
     for (int i = 0; i < N; ++i) {
-      to[2 * N + i] += from[2 * N + i] + 2 * delta * from[N + i] + delta * delta * from[i];
-      to[N + i] += from[N + i] + delta * from[i];
-      to[i] += from[i];
+      GlrOwnMoments<double> sum{to[i], to[N + i], to[2 * N + i]};
+      glr_own_merge(sum, GlrOwnMoments<double>{from[i], from[N + i], from[2 * N + i]}, delta);
+      to[i] = sum.w;
+      to[N + i] = sum.x;
+      to[2 * N + i] = sum.xx;
     }
   }
   for (int low = 0; low < N; low += H) own_walk<model>(p, pack, low, best);

@@ -76,13 +76,8 @@ struct Channel {
 };
 
 template <GlrModel model>
-struct Kinds {
-  static constexpr int count = model == GlrModel::mean ? 1 : 2;
-};
-
-template <GlrModel model>
 DIF_INLINE void merge(const GlrMerge& m, const Channel& c) {
-  constexpr int kinds = Kinds<model>::count;
+  constexpr int kinds = glr_kinds<model>;
   const float* from = c.rows + static_cast<int64_t>(m.from) * kinds * c.stride;
   float* to = c.rows + static_cast<int64_t>(m.to) * kinds * c.stride;
   const float s = from[0];
@@ -96,7 +91,7 @@ DIF_INLINE void merge(const GlrMerge& m, const Channel& c) {
 template <GlrModel model>
 DIF_INLINE void rebase(const PlannedStep& step, const GlrBlock* blocks, Channel& c, bool is_own,
                        const OwnWeights& own) {
-  constexpr int kinds = Kinds<model>::count;
+  constexpr int kinds = glr_kinds<model>;
   const GlrMoments t = is_own ? own.total() : step.total;
   if (!(t.w > 0)) return;
   const double mean_x = t.x / t.w, sxx = t.xx - product(t.x, mean_x);
@@ -122,7 +117,7 @@ DIF_INLINE void rebase(const PlannedStep& step, const GlrBlock* blocks, Channel&
 template <GlrModel model>
 DIF_INLINE float shared_step(const PlannedStep& step, const unsigned char* plan, float value, bool one_sided,
                              Channel& c) {
-  constexpr int kinds = Kinds<model>::count;
+  constexpr int kinds = glr_kinds<model>;
   const float weighted = L::mul(step.weight, value);
   const double wy = static_cast<double>(weighted);
   c.S += wy;
@@ -143,7 +138,7 @@ DIF_INLINE float shared_step(const PlannedStep& step, const unsigned char* plan,
 template <GlrModel model>
 DIF_INLINE float own_step(const PlannedStep& step, const unsigned char* plan, float value, double w, int side,
                           Channel& c, const OwnWeights& own) {
-  constexpr int kinds = Kinds<model>::count;
+  constexpr int kinds = glr_kinds<model>;
   const double wy = product(w, static_cast<double>(value));
   if (step.slot >= 0) {
     const double x = step.at - (step.at - static_cast<double>(step.ahead));
@@ -159,8 +154,7 @@ DIF_INLINE float own_step(const PlannedStep& step, const unsigned char* plan, fl
   }
   float best = 0.0f;
   own_walk<model>(reinterpret_cast<const GlrBlock*>(plan + step.blocks), step.walk_count, step.x, step.first_x, c.rows,
-                  own, OwnFit(own.total(), c.S, c.T), side < 0 ? -1.0 : 1.0, side != 0,
-                  [&](int64_t, float square) { best = square > best ? square : best; });
+                  own, c.S, c.T, side, [&](int64_t, float square) { best = square > best ? square : best; });
   return best;
 }
 
@@ -226,7 +220,7 @@ __global__ void __launch_bounds__(threads, own ? 4 : 9)
 template <GlrModel model>
 __global__ void __launch_bounds__(threads)
     squares_kernel(GlrChannels all, const unsigned char* plan, int64_t steps, int side, float* squares) {
-  constexpr int kinds = Kinds<model>::count;
+  constexpr int kinds = glr_kinds<model>;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x, n = all.channels;
   if (index >= n) return;
   const PlannedStep& step = reinterpret_cast<const PlannedStep*>(plan)[steps - 1];
@@ -235,7 +229,7 @@ __global__ void __launch_bounds__(threads)
   if (all.is_own && all.is_own[index]) {
     const OwnWeights mine{all.own + index, all.own_totals + index, n};
     own_walk<model>(reinterpret_cast<const GlrBlock*>(plan + step.blocks), step.walk_count, step.x, step.first_x,
-                    all.rows + index, mine, OwnFit(mine.total(), S, T), side < 0 ? -1.0 : 1.0, side != 0,
+                    all.rows + index, mine, S, T, side,
                     [&](int64_t i, float square) { squares[i * n + index] = square; });
     return;
   }

@@ -125,12 +125,16 @@ class Description:
                 total += 6 * v.rows * v.rows * v.cols
         return total
 
-    def native(self) -> Any:
-        """The laid-out Program."""
+    def plain(self) -> tuple[list[Any], list[Any], tuple[Any, ...], int, int]:
+        """Values, operations, loss, parameters and all numbers, as the compiled modules take them."""
         loss = (LOSSES.index(self.loss.kind), self.loss.prediction, self.loss.factor, self.loss.importance)
         values = [(v.rows, v.cols, v.base, v.column) for v in self.values]
-        total = self.dim + self.frozen.numel()
-        return _cpu.Program(values, [op.native() for op in self.ops], list(self.maps), loss, self.dim, total)
+        return values, [op.native() for op in self.ops], loss, self.dim, self.dim + self.frozen.numel()
+
+    def native(self) -> Any:
+        """The laid-out Program."""
+        values, ops, loss, dim, total = self.plain()
+        return _cpu.Program(values, ops, list(self.maps), loss, dim, total)
 
     def __str__(self) -> str:
         """One line an operation."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ _RECORDS = {"save_noise", "save_mala_vars", "noise_norm", "grad_norm", "weight_n
 class _Method(torch.optim.Optimizer):
     """What the samplers share: checked settings, centers, and steps without a gradient."""
 
-    defaults_of: dict[str, Any]
+    defaults_of: ClassVar[dict[str, Any]]
 
     def __init__(self, params: Iterable[Any], **settings: Any):
         self.sampler(settings)
@@ -89,7 +89,7 @@ def _pull(p: Tensor, center: Tensor, group: dict[str, Any]) -> Tensor:
 class SGLD(_Method):
     """Localized SGLD: w <- w - lr / 2 (nbeta g + localization (w - w0) + weight_decay w) + sqrt(lr) noise_level xi."""
 
-    defaults_of = {  # noqa: RUF012
+    defaults_of: ClassVar = {
         "lr": 0.01, "localization": 0.0, "nbeta": 1.0, "noise_level": 1.0, "weight_decay": 0.0,
         "bounding_box_size": None,
     }  # fmt: skip
@@ -107,7 +107,7 @@ class SGLD(_Method):
 class RMSpropSGLD(_Method):
     """SGLD in the metric G = 1 / (sqrt(V) + eps), V <- alpha V + (1 - alpha) g^2."""
 
-    defaults_of = {  # noqa: RUF012
+    defaults_of: ClassVar = {
         "lr": 0.01, "localization": 0.0, "nbeta": 1.0, "noise_level": 1.0, "weight_decay": 0.0, "alpha": 0.99,
         "eps": 0.1, "add_grad_correction": False, "bounding_box_size": None,
     }  # fmt: skip
@@ -129,7 +129,7 @@ class RMSpropSGLD(_Method):
 class SGNHT(_Method):
     """The Nosé-Hoover thermostat: momentum m of variance lr, friction that adapts until the mean of m^2 is lr."""
 
-    defaults_of = {"lr": 0.01, "diffusion_factor": 0.01, "nbeta": 1.0, "bounding_box_size": None}  # noqa: RUF012
+    defaults_of: ClassVar = {"lr": 0.01, "diffusion_factor": 0.01, "nbeta": 1.0, "bounding_box_size": None}
 
     @classmethod
     def _sampler(cls, settings: dict[str, Any], box: float) -> Sampler:

@@ -16,6 +16,7 @@ WHICH = ("LM", "LA", "SA")
 
 _ROOM = 40  # vectors of a basis before it restarts, for small k
 _ADMIXED = 0.1  # of a warm start is random: a direction that was not among the earlier vectors must be able to grow
+_CACHED = 2**23  # bytes of bases that one core's caches hold beside what an engine keeps
 _ROUNDING = 32.0  # roundings of the largest eigenvalue: below that a product says nothing
 
 
@@ -97,8 +98,9 @@ def eigsh(
 
     Lanczos with full reorthogonalization and thick restarts. It stops when each eigenvalue is known to ``tol`` of
     itself, by its residual r and the gap to the next Ritz value: the error is at most min(r, r^2 / gap). Checkpoints
-    of a stack go in lock-step and each gets the numbers it would get alone. Of an eigenvalue's several copies, those
-    may be missing that the start vector did not separate, as with every single-vector method.
+    of a stack go in lock-step, large ones one after another, and each gets the numbers it would get alone. Of an
+    eigenvalue's several copies, those may be missing that the start vector did not separate, as with every
+    single-vector method.
 
     Args:
         H: an operator, or a symmetric tensor.
@@ -131,7 +133,7 @@ def eigsh(
     k, room, limit = _settings(op, k, which, tol, room, matvecs)
     first = _first(op, start, seed)
     bytes_each = (room + 1) * op.dim * torch.finfo(op.dtype).bits // 8
-    together = max(1, BASIS_BYTES // bytes_each)
+    together = max(1, _room_for_bases(op) // bytes_each)
     found: list[_Pairs] = []
     for low in range(0, op.count, together):
         found += _lockstep(op, first[low : low + together], low, k, which, tol, seed, room, limit)
@@ -149,6 +151,17 @@ def eigsh(
         values[whole], rows.movedim(-1, -2)[whole], residuals[whole], bounds[whole],
         tuple(p.matvecs for p in found), warnings, op.engine,
     )  # fmt: skip
+
+
+def _room_for_bases(op: Operator | Matrix) -> int:
+    """Bytes of the bases that go in lock-step; it changes the time and no number.
+
+    A step reads a checkpoint's basis and what the engine keeps of it. One thread reads those of a large stack from
+    memory, those of one checkpoint from its cache; more threads share a stack better than one checkpoint's samples.
+    The torch engine goes through its batches once for a whole stack.
+    """
+    alone = op.engine.startswith("native") and torch.get_num_threads() == 1
+    return _CACHED if alone else BASIS_BYTES
 
 
 def _settings(

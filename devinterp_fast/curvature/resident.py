@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from devinterp_fast._native_cuda import module
-from devinterp_fast._program.description import LOSSES
 from devinterp_fast.errors import ShapeError
 from devinterp_fast.sampling.native import Program
 
@@ -45,9 +44,7 @@ class ResidentCurvature:
         d, where = program.description, torch.device(device)
         if w.dim() not in (1, 2) or w.shape[-1] != d.dim:
             raise ShapeError(f"w: expected ({d.dim},) or (checkpoints, {d.dim}), got {tuple(w.shape)}")
-        loss = (LOSSES.index(d.loss.kind), d.loss.prediction, d.loss.factor, d.loss.importance)
-        values = [(v.rows, v.cols, v.base, v.column) for v in d.values]
-        plan = module().ResidentProducts(values, [op.native() for op in d.ops], loss, d.dim, d.dim + d.frozen.numel())
+        plan = module().ResidentProducts(*d.plain())
         self.tile: int = plan.tile
         self.group: int = plan.group
         self.shared_bytes: int = plan.shared_bytes

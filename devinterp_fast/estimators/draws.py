@@ -142,7 +142,10 @@ def run_each(
     """As ``watch``, with nothing to observe."""
     began = time.perf_counter()
     prepared = prepare_each(model, loss_fn, data, settings, one_step=False)
-    nothing: Callable[[Prepared], Sequence[Observer]] = lambda job: ()  # noqa: E731
+
+    def nothing(job: Prepared) -> Sequence[Observer]:
+        return ()
+
     found = watch_prepared(prepared, title, nothing, progress=settings.get("progress", True), began=began)
     return [run for run, _ in found]
 

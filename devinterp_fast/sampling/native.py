@@ -344,7 +344,7 @@ class NativeRun:
             for x in (start.w, start.first, start.second)
         )
         self.thermostat, self.diverged = start.thermostat.copy(), start.diverged.astype(np.int64)
-        self._friction = np.full(self.chains, self.sampler.friction)
+        self._friction = np.full(self.chains, self.sampler.damping)
         self.anchor = None if anchor is None else anchor.detach().to(torch.float32).contiguous()
         self._check()
         self.loss, self.baseline, self.energy, self.gauge = (np.full((self.chains, draws), np.nan) for _ in range(4))

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from devinterp_fast._native_cuda import coefficients, module, stream_of
-from devinterp_fast._program.description import LOSSES
 from devinterp_fast.errors import CudaError, ShapeError
 from devinterp_fast.sampling.native import Program
 
@@ -78,11 +77,7 @@ class ResidentRun:
             raise ValueError(f"batches: expected 'independent' or 'full', got {batches!r}")
         d = program.description
         self.full, self.batch = batches == "full", program.n if batches == "full" else batch_size
-        loss = (LOSSES.index(d.loss.kind), d.loss.prediction, d.loss.factor, d.loss.importance)
-        values = [(v.rows, v.cols, v.base, v.column) for v in d.values]
-        self.plan = module().ResidentPlan(
-            values, [op.native() for op in d.ops], loss, d.dim, d.dim + d.frozen.numel(), self.batch
-        )
+        self.plan = module().ResidentPlan(*d.plain(), self.batch)
         self.shared_bytes: int = self.plan.shared_bytes
         self.chains, self.dim, self.burn_in, self.thin, self.step = len(lr), d.dim, burn_in, thin, 0
         self.first_chain = first_chain

@@ -146,7 +146,7 @@ def sgnht(
 ) -> Settings:
     """SGNHT ready to draw: burnt in at low friction, cooled at its own, half of the chains at a quarter of the step.
 
-    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift. Low friction
+    The burn-in ends when two looks in a row see no drift, at a third of all steps at the latest. Low friction
     carries chains far along what is nearly flat; the noise of their batches, which it does not damp, heats what is
     stiff, and the cooling takes that back. Steps follow the largest stiffness that chains have met. The friction of a
     sampler given with one of its own is kept.
@@ -159,12 +159,12 @@ def sgnht(
         stiffness_at: the same where a chain is: w (dim) -> nbeta h + localization.
     """
     own = settings.sampler.friction
-    drawing = replace(settings.sampler, name="sgnht", friction=FRICTION if own == Sampler().friction else own)
-    burning = replace(drawing, friction=min(EXPLORING, drawing.friction))
+    drawing = replace(settings.sampler, name="sgnht", friction=FRICTION if own is None else own)
+    burning = replace(drawing, friction=min(EXPLORING, drawing.damping))
     state: State | None = None
     history: list[Floats] = []
     calm, spent, look, met = 0, 0, 10 * _FIRST, 0.0
-    while spent + look <= steps // 3 and (calm < 2 or spent < steps // 8):
+    while spent + look <= steps // 3 and calm < 2:
         lr = np.full(settings.chains, STEP / 2 / stiffness)
         for _ in range(4):
             piece = replace(
@@ -182,7 +182,7 @@ def sgnht(
             met = stiffness = max(met, *(stiffness_at(w) for w in state.w))
             calm = calm + 1 if settled(history) else 0
             look *= 2
-    cool = max(spent // 2, look)
+    cool = max(spent // 2, 10 * _FIRST)
     uniform = len(_targets(settings)) == 1 and settings.chains >= 4
     small = uniform & (np.arange(settings.chains) % 2 == 1)
     for _ in range(_TRIES):

@@ -74,7 +74,7 @@ for _model in range(3):
         128, "memory: all candidates of a channel are read each step; a warp reads 128 neighboring bytes"
     )
     SPECS[f"glr_kernel<(dif::GlrModel){_model}, true>"] = Other(
-        128, "double: the fit of each candidate to a channel's own weights, about 40 operations and 5 divisions"
+        128, "double: the fit of each candidate to a channel's own weights, about 40 operations and 1 or 2 divisions"
     )
     SPECS[f"squares_kernel<(dif::GlrModel){_model}>"] = Other(
         128, "memory: candidates in, squares out; a warp moves 128 neighboring bytes"

@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from builds import kernels
 from case import Case, aligned, expected
-from cases_resident import models, numpy
+from cases_resident import models, whereabouts
 from shim import Call, Library
 from torch import nn
 
 from devinterp_fast._program.curvature import Curvature
-from devinterp_fast._program.description import LOSSES
 from devinterp_fast.sampling import native
 
 
@@ -50,34 +49,17 @@ def product(name: str, library: Library, program: native.Program, checkpoints: i
     d, random = program.description, np.random.default_rng(number)
     w = aligned(0.5 * random.standard_normal((checkpoints, d.dim)).astype(np.float32))
     v = aligned(random.standard_normal((checkpoints, probes, d.dim)).astype(np.float32))
-    loss = [LOSSES.index(d.loss.kind), d.loss.prediction, d.loss.factor, d.loss.importance]
-    plan = (
-        [[value.rows, value.cols, value.base, value.column] for value in d.values],
-        [op.native() for op in d.ops],
-        loss,
-        d.dim,
-        d.dim + d.frozen.numel(),
-    )
+    plan = d.plain()
     assert library.module is not None
     layout = library.module.ResidentProducts(*plan)
     segments = layout.segments(program.n)
-    _, (x, y, _, classes) = program.data(torch.float32)
     out = aligned(np.full(v.shape, np.nan, np.float32))
     call = Call(
         "ResidentProducts.run",
         {
-            "device": 0,
-            "stream": 0,
-            "x": numpy(x),
-            "y": numpy(y) if y.numel() else 0,
-            "classes": numpy(classes) if classes.numel() else 0,
-            "x_size": x.shape[1],
-            "y_size": y.shape[1],
-            "class_size": classes.shape[1],
-            "n": program.n,
+            **whereabouts(program),
             "w": w,
             "w_ld": d.dim,
-            "frozen": numpy(d.frozen.float()) if d.frozen.numel() else 0,
             "v": v,
             "out": out,
             "partial": aligned(np.full((segments, *v.shape), np.nan, np.float32)) if segments > 1 else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from shim import Call
 from torch import nn
 
 from devinterp_fast._native_cuda import coefficients
-from devinterp_fast._program.description import LOSSES
 from devinterp_fast.sampling import native
 from devinterp_fast.transitions.tms import TMS
 
@@ -31,6 +31,25 @@ def models() -> Iterator[tuple[str, nn.Module, nn.Module, torch.Tensor, torch.Te
 
 def numpy(tensor: torch.Tensor) -> np.ndarray:
     return aligned(tensor.detach().contiguous().numpy())
+
+
+def whereabouts(program: native.Program) -> dict[str, Any]:
+    """The arguments that say where the samples and the frozen weights lie."""
+    _, (x, y, _, classes) = program.data(torch.float32)
+    frozen = program.description.frozen.float()
+    # rows of the native engine have room behind the last: the kernel is to read the rows alone
+    return {
+        "device": 0,
+        "stream": 0,
+        "x": numpy(x),
+        "y": numpy(y) if y.numel() else 0,
+        "classes": numpy(classes) if classes.numel() else 0,
+        "x_size": x.shape[1],
+        "y_size": y.shape[1],
+        "class_size": classes.shape[1],
+        "n": program.n,
+        "frozen": numpy(frozen) if frozen.numel() else 0,
+    }
 
 
 def resident() -> Iterator[Case]:
@@ -65,32 +84,13 @@ def resident() -> Iterator[Case]:
             begin = run.w.clone()
             run.advance(run.steps)
 
-            _, (inputs, target, _, classes) = program.data(torch.float32)
-            # rows of the native engine have room behind the last: the kernel is to read the rows alone
             trace = {k: aligned(np.full((chains, draws), np.nan)) for k in ("loss", "baselines", "energy", "gauge")}
             time = aligned(np.array([7, 0]))
-            loss = [LOSSES.index(d.loss.kind), d.loss.prediction, d.loss.factor, d.loss.importance]
-            plan = (
-                [[v.rows, v.cols, v.base, v.column] for v in d.values],
-                [op.native() for op in d.ops],
-                loss,
-                d.dim,
-                d.dim + d.frozen.numel(),
-                batch,
-            )
             settings = coefficients("sgld", *(torch.from_numpy(v) for v in (lr, localization, nbeta)))
             call = Call(
                 "ResidentPlan.run",
                 {
-                    "device": 0,
-                    "stream": 0,
-                    "x": numpy(inputs),
-                    "y": numpy(target) if target.numel() else 0,
-                    "classes": numpy(classes) if classes.numel() else 0,
-                    "x_size": inputs.shape[1],
-                    "y_size": target.shape[1],
-                    "class_size": classes.shape[1],
-                    "n": program.n,
+                    **whereabouts(program),
                     "w": numpy(begin),
                     "w_ld": d.dim,
                     "chains": chains,
@@ -101,7 +101,6 @@ def resident() -> Iterator[Case]:
                     "center": numpy(center),
                     "center_ld": 0,
                     "mask": numpy(mask.to(torch.uint8)) if mask is not None else 0,
-                    "frozen": numpy(d.frozen.float()) if d.frozen.numel() else 0,
                     "baseline": aligned(baseline) if baseline is not None else 0,
                     "burn_in": burn_in,
                     "thin": thin,
@@ -113,7 +112,7 @@ def resident() -> Iterator[Case]:
                     "first_chain": number,
                     "steps": run.steps,
                 },
-                plan,
+                (*d.plain(), batch),
             )
             changed: dict[str, np.ndarray | None] = {"w": run.w.numpy(), "loss": run.loss, "energy": run.energy}
             changed |= {"gauge": run.gauge, "baselines": run.baseline}
