@@ -351,6 +351,38 @@ def annotated():
     return lines
 
 
+def engine_deep():
+    """What a step of a deep linear network is made of."""
+    row = read("engine")["W2 parts"]
+    row["a fifth of JAX's"] = read("peers")["W2"]["us per chain and step"]["jax"] / 5
+    names = ("forward", "backward", "update", "rest", "step", "products at peak", "a fifth of JAX's")
+    return [
+        "| µs of a chain and step | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        "| four layers of 16 x 16, batch 256 | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |",
+    ]
+
+
+def engine_many():
+    """A step of one chain among more and more chains, and what a chain holds."""
+    found = read("engine")
+    chains = list(found["W1 many"]["us"])
+    heads = " | ".join(f"{int(c):,} chains" for c in chains)
+    lines = [
+        f"| µs of a chain and step, 1 thread | {heads} | a chain's memory at {int(chains[-1]):,} |",
+        "|---|" + "---|" * (len(chains) + 1),
+    ]
+    titles = {"W1": "toy model of superposition, batch 128", "W3": "MLP on digits, batch 256"}
+    for name, title in titles.items():
+        row = found[f"{name} many"]
+        cells = " | ".join(f"{row['us'][c]:,.3g}" for c in chains)
+        lines.append(
+            f"| {title}, {row['parameters']:,} parameters | {cells} | {row['bytes a chain']:,.0f} bytes, "
+            f"{row['bytes expected']:,} accounted for |"
+        )
+    return lines
+
+
 def cuda_cost():
     """What a machine without a GPU pays for the CUDA module."""
     found = read("cuda_cost")
@@ -366,6 +398,7 @@ def cuda_cost():
 
 
 TABLES = {
+    ROOT / "docs" / "engines.md": {"many": engine_many, "deep": engine_deep},
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
     ROOT / "docs" / "watching.md": {"digits": digits},
