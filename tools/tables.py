@@ -366,12 +366,9 @@ def engine_deep():
 def engine_many():
     """A step of one chain among more and more chains, and what a chain holds."""
     found = read("engine")
-    chains = list(found["W1 many"]["us"])
+    chains = sorted(found["W1 many"]["us"], key=int)
     heads = " | ".join(f"{int(c):,} chains" for c in chains)
-    lines = [
-        f"| µs of a chain and step, 1 thread | {heads} | a chain's memory at {int(chains[-1]):,} |",
-        "|---|" + "---|" * (len(chains) + 1),
-    ]
+    lines = head(f"| µs of a chain and step, 1 thread | {heads} | a chain's memory at {int(chains[-1]):,} |")
     titles = {"W1": "toy model of superposition, batch 128", "W3": "MLP on digits, batch 256"}
     for name, title in titles.items():
         row = found[f"{name} many"]
