@@ -43,7 +43,7 @@ FRICTION = 0.03  # when it counts
 _TRIES = 3
 _ROUND = 10  # trajectories between two changes of the step
 _FIRST = 40  # trajectories, or tens of steps, before the first look
-_LOOKS = 5  # at twice the length each
+_LOOKS = 7  # at twice the length each
 _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
@@ -77,7 +77,9 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     """HMC that is ready to draw: step size by acceptance, trajectories as long as they may be, drift gone.
 
     Trajectories double in length with the burn-in's, up to ``limit``: what short ones cannot reach shows as drift when
-    they grow. The burn-in ends when two looks in a row see none, after 320 or 640 trajectories.
+    they grow. The burn-in ends when two looks in a row see none, of the loss nor of the distance from where the chains
+    began, which grows long after the loss where directions are nearly flat; after 320 trajectories, or at most after
+    half of the gradients.
 
     Args:
         run: runs settings.
@@ -91,20 +93,27 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     leapfrog, calm = min(SHORTEST, limit), 0
     lr = np.full(settings.chains, 0.25 / stiffness)
     history: list[Floats] = []
+    distance: list[float] = []
+    begin: torch.Tensor | None = None
     spent = 0
     targets = _targets(settings)
     for look in range(_LOOKS):
         sampler = replace(settings.sampler, name=name, leapfrog=leapfrog)
         trajectories = _ROUND * len(history) or _FIRST
+        if look > _LEAST_LOOKS and spent + trajectories * leapfrog > gradients // 2:
+            break
         spent += trajectories * leapfrog
         for _ in range(trajectories // _ROUND):
             piece = replace(settings, draws=_ROUND, burn_in=0, thin=1, lr=lr, sampler=sampler, start=state)
             trace = run(piece)
             state, chance = trace.state, np.nan_to_num(trace.gauge)
             history.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
+            assert state is not None
+            begin = state.w.mean(0) if begin is None else begin
+            distance.append(float((state.w - begin).square().sum(1).mean()))
             lr = lr * _regulated(chance, targets)
         regulated = float(chance.mean()) < _FREE
-        calm = calm + 1 if regulated and settled(history) else 0
+        calm = calm + 1 if regulated and settled(history) and not _drifts(np.array(distance)) else 0
         if calm >= 2 and look >= _LEAST_LOOKS - 1:
             break
         leapfrog = min(2 * leapfrog, limit)
@@ -217,12 +226,17 @@ def settled(history: list[Floats]) -> bool:
     half = len(history) // 2
     if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
         return False
-    rounds = np.array([np.nanmean(r) for r in history])
-    before, after = rounds[half // 2 : half], rounds[half:]
-    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     late = np.concatenate(history[half:], axis=1)
     agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
-    return agreed and bool(abs(after.mean() - before.mean()) <= max(2 * error, 0.01 * abs(after.mean())))
+    return agreed and not _drifts(np.array([np.nanmean(r) for r in history]))
+
+
+def _drifts(rounds: Floats) -> bool:
+    """Whether the second half's mean differs from that of the quarter before it, as ``settled``. Shape: (rounds,)."""
+    half = len(rounds) // 2
+    before, after = rounds[half // 2 : half], rounds[half:]
+    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    return bool(abs(after.mean() - before.mean()) > max(2 * error, 0.01 * abs(after.mean())))
 
 
 def _draws_needed(scaled: Floats, least: int = DRAWS) -> int:
