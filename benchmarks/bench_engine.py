@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from workloads import w5 as big_mlp
 
 from devinterp_fast import _cpu
 from devinterp_fast.sampling.native import NativeRun, capture
@@ -281,6 +282,46 @@ def parts(w: Workload, rounds: int) -> dict[str, float]:
     return us
 
 
+MOVED = 32  # bytes of a parameter and step: read forward and back, its gradient three times, the update's three
+
+
+def large(rounds: int) -> dict[str, float]:
+    """What a step of 10 M parameters on 8 rows is made of, ms, and what moving its bytes takes at a copy's speed."""
+    w = big_mlp()
+    program = capture(w.model, w.loss, w.x, w.y, batch=w.batch)
+    start = torch.cat([p.detach().reshape(-1) for p in w.model.parameters()])
+    data, alive = program.data(torch.float32)
+    index, losses = torch.arange(w.batch, dtype=torch.int32), torch.zeros(w.batch, dtype=torch.float64)
+    g, moved, dim = torch.zeros(program.dim), start[None].clone(), program.dim
+    rates = {"lr": np.full(1, 1e-7), "localization": np.ones(1), "nbeta": np.full(1, 10.0)}
+
+    def walk(address: int) -> None:
+        program.native.pass_f32(0, start.data_ptr(), data, index.data_ptr(), w.batch, address, losses.data_ptr())
+
+    def update() -> None:
+        _cpu.sgld_step_f32(
+            moved.data_ptr(), dim, start.data_ptr(), 0, 0, 0, 1, [(0, dim, g.data_ptr(), dim)],
+            *(r.ctypes.data for r in rates.values()), 0, 0, 0, True, 0, 0, 1,
+        )  # fmt: skip
+
+    def step(thin: int) -> NativeRun:
+        settings = {"draws": 20 // thin, "burn_in": thin - 1, "thin": thin, "center": start, "batch_size": w.batch}
+        return NativeRun(program, **settings, **rates).finish()
+
+    runs = {
+        "forward": lambda: walk(0), "gradient": lambda: walk(g.data_ptr()), "update": update,
+        "step": lambda: step(10), "step of a recorded draw": lambda: step(1), "copy": lambda: g.copy_(start),
+    }  # fmt: skip
+    middle = harness.medians(harness.race(runs, rounds, clock=time.process_time))
+    ms = {name: 1e3 * t / (20 if name.startswith("step") else 1) for name, t in middle.items()}
+    ms["bytes at a copy's speed"] = ms.pop("copy") * MOVED / 8
+    ms["backward"] = ms["gradient"] - ms["forward"]
+    ms["rest"] = ms["step"] - ms["gradient"] - ms["update"]
+    del alive
+    print("W5   ms of a step: " + ", ".join(f"{name} {t:.1f}" for name, t in ms.items()), flush=True)
+    return ms
+
+
 def peers() -> None:
     for peer in ("devinterp", "jax"):
         if importlib.util.find_spec(peer) is None:
@@ -312,6 +353,8 @@ def main() -> None:
                 rows[f"{name} {batches} {chains}"] = measure(name, w, chains, batches, options.rounds)
         if name in ("W1", "W3"):
             rows[f"{name} threads"] = scaling(name, w, options.rounds)
+    if not options.names or "W5" in options.names:
+        rows["W5 parts"] = large(options.rounds)
     peers()
     harness.record("engine", rows)
 

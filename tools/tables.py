@@ -363,6 +363,17 @@ def engine_deep():
     ]
 
 
+def engine_large():
+    """What a step of 10 M parameters on 8 rows is made of."""
+    row = read("engine")["W5 parts"]
+    names = ("forward", "backward", "update", "rest", "step", "step of a recorded draw", "bytes at a copy's speed")
+    return [
+        "| ms of a chain and step | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        "| 10 M parameters, batch 8 | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |",
+    ]
+
+
 def engine_many():
     """A step of one chain among more and more chains, and what a chain holds."""
     found = read("engine")
@@ -395,7 +406,7 @@ def cuda_cost():
 
 
 TABLES = {
-    ROOT / "docs" / "engines.md": {"many": engine_many, "deep": engine_deep},
+    ROOT / "docs" / "engines.md": {"many": engine_many, "deep": engine_deep, "large": engine_large},
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
     ROOT / "docs" / "watching.md": {"digits": digits},
