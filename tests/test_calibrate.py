@@ -66,7 +66,7 @@ def test_the_small_truth_table(widths, rank):
 def test_nearly_flat_directions_are_waited_for():
     """Twelve layers: the loss stands still long before the chains have spread, and then reads 12 % low."""
     llc = found([9] * 13, 3, seed=2)
-    # Trajectories four times as long read 29.2 +- 0.4; orders of 1 / ln nbeta say less at multiplicity 37. 8 % as above.
+    # Trajectories four times as long read 29.2 +- 0.4; the expansion says less at multiplicity 37. 8 % as above.
     assert llc.value > 0.92 * 29.2
     assert llc.value < exact.deep_linear([9] * 13, 3)[0]
 

@@ -43,7 +43,8 @@ FRICTION = 0.03  # when it counts
 _TRIES = 3
 _ROUND = 10  # trajectories between two changes of the step
 _FIRST = 40  # trajectories, or tens of steps, before the first look
-_LOOKS = 7  # at twice the length each
+_LOOKS = 5  # at twice the length each
+_MOST_LOOKS = 7  # where chains still spread
 _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
@@ -97,10 +98,10 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     begin: torch.Tensor | None = None
     spent = 0
     targets = _targets(settings)
-    for look in range(_LOOKS):
+    for look in range(_MOST_LOOKS):
         sampler = replace(settings.sampler, name=name, leapfrog=leapfrog)
         trajectories = _ROUND * len(history) or _FIRST
-        if look > _LEAST_LOOKS and spent + trajectories * leapfrog > gradients // 2:
+        if look >= _LOOKS and spent + trajectories * leapfrog > gradients // 2:
             break
         spent += trajectories * leapfrog
         for _ in range(trajectories // _ROUND):
@@ -113,8 +114,9 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
             distance.append(float((state.w - begin).square().sum(1).mean()))
             lr = lr * _regulated(chance, targets)
         regulated = float(chance.mean()) < _FREE
-        calm = calm + 1 if regulated and settled(history) and not _drifts(np.array(distance)) else 0
-        if calm >= 2 and look >= _LEAST_LOOKS - 1:
+        spreading = _drifts(np.array(distance), 3, 0.05)
+        calm = calm + 1 if regulated and settled(history) and not spreading else 0
+        if look >= _LEAST_LOOKS - 1 and (calm >= 2 or (look >= _LOOKS - 1 and not spreading)):
             break
         leapfrog = min(2 * leapfrog, limit)
     draws = _draws_needed(np.concatenate(history[len(history) // 2 :], axis=1))
@@ -231,12 +233,14 @@ def settled(history: list[Floats]) -> bool:
     return agreed and not _drifts(np.array([np.nanmean(r) for r in history]))
 
 
-def _drifts(rounds: Floats) -> bool:
-    """Whether the second half's mean differs from that of the quarter before it, as ``settled``. Shape: (rounds,)."""
+def _drifts(rounds: Floats, errors: float = 2, share: float = 0.01) -> bool:
+    """Whether the mean of the second half differs from that of the quarter before it. Shape: (rounds,)."""
     half = len(rounds) // 2
+    if half - half // 2 < 2:  # too few to tell
+        return True
     before, after = rounds[half // 2 : half], rounds[half:]
     error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
-    return bool(abs(after.mean() - before.mean()) > max(2 * error, 0.01 * abs(after.mean())))
+    return bool(abs(after.mean() - before.mean()) > max(errors * error, share * abs(after.mean())))
 
 
 def _draws_needed(scaled: Floats, least: int = DRAWS) -> int:
