@@ -1,6 +1,6 @@
 """The native engine against an eager-torch forward and backward, the floor of any torch sampler, and the FMA peak.
 
-    python benchmarks/bench_engine.py [W1 W2 W3 W4 W4b] [--chains 4 32] [--rounds 7]
+    python benchmarks/bench_engine.py [W1 W2 W3 W4 W4b] [--chains 4 32] [--rounds 7] [--only-many]
 
 One thread. Loss and gradient are asserted equal to float64 autograd before any clock starts; contestants take turns,
 and the median over rounds of process CPU time is quoted, which a busy machine stretches less than wall time.
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from workloads import w5 as big_mlp
 
 from devinterp_fast import _cpu
 from devinterp_fast.sampling.native import NativeRun, capture
@@ -197,6 +200,128 @@ def scaling(name: str, w: Workload, rounds: int) -> dict[str, float]:
     return {"speedup": ratio}
 
 
+MANY = (32, 256, 1024, 4096)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+def many(name: str, w: Workload, steps: int, rounds: int) -> dict[str, Any]:
+    """CPU time of a step of one chain, and memory of a chain, among more and more chains; whole runs, built anew."""
+    program = capture(w.model, w.loss, w.x, w.y)
+    start, few = assert_equal(w, program), replace(w, steps=steps)
+    seconds: dict[int, list[float]] = {chains: [] for chains in MANY}
+    memory = 0
+    for turn in range(rounds + 1):
+        for chains in reversed(MANY):  # the largest first, before freed memory is used again
+            before = resident_bytes()
+            kept: list[NativeRun] = []
+            run = lambda c=chains, k=kept: k.append(sampler(program, start, few, c, "independent").finish())  # noqa: E731
+            spent = cpu_seconds(run)
+            memory = memory or resident_bytes() - before
+            if turn:
+                seconds[chains].append(spent / (kept[0].steps * chains))
+    us = {str(chains): 1e6 * statistics.median(times) for chains, times in seconds.items()}
+    print(f"{name:4} us of a chain and step: " + ", ".join(f"{t:.3g} ({c} chains)" for c, t in us.items()), flush=True)
+    return {
+        "us": us, "steps": steps, "parameters": program.dim, "bytes a chain": memory / MANY[-1],
+        "bytes expected": 4 * program.dim + 32 * max(1, steps // 10) + 40,  # w, a draw's four numbers, the settings
+    }  # fmt: skip
+
+
+def parts(w: Workload, rounds: int) -> dict[str, float]:
+    """What a step of a deep linear network is made of, us: passes over all samples at once, cut to a batch's share.
+
+    ``products at peak`` is the multiply-adds of loss and gradient at the rate of `peak`; ``rest`` is what a step takes
+    beyond gradient and update: gathering, batch words, clearing and adding up sums, the trace.
+    """
+    program = capture(w.model, w.loss, w.x, w.y)
+    start = assert_equal(w, program)
+    n, dim = len(w.x), program.dim
+    data, alive = program.data(torch.float32)
+    index, losses = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.float64)
+    layout, g = program.native.layout(0), torch.zeros(dim)
+    chains, repeats = 32, 50
+    rates = [np.full(chains, v) for v in (1e-6, 1.0, 100.0)]
+    rows = start.repeat(chains, 1)
+
+    def walk(address: int) -> None:
+        program.native.pass_f32(
+            layout, start.data_ptr(), data, index.data_ptr(), n, address, losses.data_ptr()
+        )  # fmt: skip
+
+    def update() -> None:
+        for t in range(repeats):
+            _cpu.sgld_step_f32(
+                rows.data_ptr(), dim, start.data_ptr(), 0, 0, 0, chains, [(0, dim, g.data_ptr(), 0)],
+                *(r.ctypes.data for r in rates), 0, t, 0, True, 0, 0, 1,
+            )  # fmt: skip
+
+    share = w.batch / n
+    products = program.description.multiply_adds - w.model[0].weight.numel()  # nobody asks for the inputs' gradient
+    found: dict[str, list[float]] = {"forward": [], "gradient": [], "update": [], "step": [], "products at peak": []}
+    for turn in range(rounds + 1):
+        run = sampler(program, start, w, chains, "independent")
+        each = {
+            "forward": share * cpu_seconds(lambda: [walk(0) for _ in range(20)]) / 20,
+            "gradient": share * cpu_seconds(lambda: [walk(g.data_ptr()) for _ in range(20)]) / 20,
+            "update": cpu_seconds(update) / (repeats * chains),
+            "step": cpu_seconds(run.finish) / (chains * run.steps),
+            "products at peak": 2.0 * w.batch * products / peak(),
+        }
+        for name, seconds in each.items():
+            if turn:
+                found[name].append(1e6 * seconds)
+    del alive
+    us = {name: statistics.median(values) for name, values in found.items()}
+    us["backward"] = us["gradient"] - us["forward"]
+    us["rest"] = us["step"] - us["gradient"] - us["update"]
+    print("W2   us of a step: " + ", ".join(f"{name} {t:.2f}" for name, t in us.items()), flush=True)
+    return us
+
+
+MOVED = 32  # bytes of a parameter and step: read forward and back, its gradient three times, the update's three
+
+
+def large(rounds: int) -> dict[str, float]:
+    """What a step of 10 M parameters on 8 rows is made of, ms, and what moving its bytes takes at a copy's speed."""
+    w = big_mlp()
+    program = capture(w.model, w.loss, w.x, w.y, batch=w.batch)
+    start = torch.cat([p.detach().reshape(-1) for p in w.model.parameters()])
+    data, alive = program.data(torch.float32)
+    index, losses = torch.arange(w.batch, dtype=torch.int32), torch.zeros(w.batch, dtype=torch.float64)
+    g, moved, dim = torch.zeros(program.dim), start[None].clone(), program.dim
+    rates = {"lr": np.full(1, 1e-7), "localization": np.ones(1), "nbeta": np.full(1, 10.0)}
+
+    def walk(address: int) -> None:
+        program.native.pass_f32(0, start.data_ptr(), data, index.data_ptr(), w.batch, address, losses.data_ptr())
+
+    def update() -> None:
+        _cpu.sgld_step_f32(
+            moved.data_ptr(), dim, start.data_ptr(), 0, 0, 0, 1, [(0, dim, g.data_ptr(), dim)],
+            *(r.ctypes.data for r in rates.values()), 0, 0, 0, True, 0, 0, 1,
+        )  # fmt: skip
+
+    def step(thin: int) -> NativeRun:
+        settings = {"draws": 20 // thin, "burn_in": thin - 1, "thin": thin, "center": start, "batch_size": w.batch}
+        return NativeRun(program, **settings, **rates).finish()
+
+    runs = {
+        "forward": lambda: walk(0), "gradient": lambda: walk(g.data_ptr()), "update": update,
+        "step": lambda: step(10), "step of a recorded draw": lambda: step(1), "copy": lambda: g.copy_(start),
+    }  # fmt: skip
+    middle = harness.medians(harness.race(runs, rounds, clock=time.process_time))
+    ms = {name: 1e3 * t / (20 if name.startswith("step") else 1) for name, t in middle.items()}
+    ms["bytes at a copy's speed"] = ms.pop("copy") * MOVED / 8
+    ms["backward"] = ms["gradient"] - ms["forward"]
+    ms["rest"] = ms["step"] - ms["gradient"] - ms["update"]
+    del alive
+    print("W5   ms of a step: " + ", ".join(f"{name} {t:.1f}" for name, t in ms.items()), flush=True)
+    return ms
+
+
 def peers() -> None:
     for peer in ("devinterp", "jax"):
         if importlib.util.find_spec(peer) is None:
@@ -208,17 +333,28 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=[])
     parser.add_argument("--chains", nargs="+", type=int, default=[4, 32])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--only-many", action="store_true", help="only the cost of up to 4,096 chains of W1 and W3, and the parts of W2"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = {}
     for name, w in workloads().items():
         if options.names and name not in options.names:
             continue
+        if name in ("W1", "W3"):
+            rows[f"{name} many"] = many(name, w, 200 if name == "W1" else 4, options.rounds)
+        if name == "W2":
+            rows["W2 parts"] = parts(w, options.rounds)
+        if options.only_many:
+            continue
         for batches in ("independent", "shared", "full") if name == "W1" else ("independent",):
             for chains in options.chains:
                 rows[f"{name} {batches} {chains}"] = measure(name, w, chains, batches, options.rounds)
         if name in ("W1", "W3"):
             rows[f"{name} threads"] = scaling(name, w, options.rounds)
+    if not options.names or "W5" in options.names:
+        rows["W5 parts"] = large(options.rounds)
     peers()
     harness.record("engine", rows)
 

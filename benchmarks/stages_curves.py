@@ -265,9 +265,9 @@ def digits(seed: int) -> Table:
     return table
 
 
-def each(run: Callable[[int], Table], seeds: int) -> Iterator[tuple[int, Table]]:
+def each(run: Callable[[int], Table], seeds: int | range) -> Iterator[tuple[int, Table]]:
     """One run a seed."""
-    return ((seed, run(seed)) for seed in range(seeds))
+    return ((seed, run(seed)) for seed in (range(seeds) if isinstance(seeds, int) else seeds))
 
 
 SYSTEMS: dict[str, Callable[[], Iterator[tuple[int, Table]]]] = {
@@ -279,6 +279,8 @@ SYSTEMS: dict[str, Callable[[], Iterator[tuple[int, Table]]]] = {
     "digits": lambda: each(digits, 6),
     "addition": lambda: each(addition, 4),
     "induction": lambda: each(induction, 6),
+    "more parity": lambda: each(parity, range(6, 30)),
+    "more digits": lambda: each(digits, range(6, 26, 2)),
 }
 
 

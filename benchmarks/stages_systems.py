@@ -221,6 +221,7 @@ READERS = {
     "addition": _addition,
     "induction": _induction,
 }
+MORE = {"more parity": _parity, "more digits": _digits}
 
 
 @cache
@@ -237,8 +238,16 @@ def runs() -> dict[tuple[str, int], Run]:
 def trained() -> Iterator[tuple[str, int, Curve]]:
     """Curves of the trained networks: system, half, curve."""
     for (system, seed), run in runs().items():
-        for name, curve in READERS[system](run):
-            yield name, seed % 2, curve
+        if system not in MORE:
+            for name, curve in READERS[system](run):
+                yield name, seed % 2, curve
+
+
+def more() -> Iterator[tuple[str, int, Curve]]:
+    """Further runs, on which neighboring rows were studied, scored apart from the others: system, half, curve."""
+    for (system, seed), run in runs().items():
+        if system in MORE:
+            yield from ((system, seed % 2, curve) for name, curve in MORE[system](run) if name != "parity, total")
 
 
 def systems(seed: int = 0) -> Iterator[tuple[str, int, Curve]]:

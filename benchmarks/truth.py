@@ -5,7 +5,7 @@ rightly (among those whose true values differ by a tenth), failures; and here wh
 promises, and whether a failure says so. Nets that a rule was chosen on have seeds below 1,000; those scored here not.
 
 Parts: "default" (nothing set but nbeta), "minibatch" (the default on 100,000 samples, HMC barred), "coverage" (many
-seeds against exact finite-n values), "samplers" (each at three step sizes).
+seeds against exact finite-n values), "samplers" (each at three step sizes), "saddles" (no minimum: is it said?).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import RESULTS, record
-from truth_systems import NBETA, System, crossing, deep_linear, random_deep_linear, regular, superposition
+from truth_systems import NBETA, System, crossing, deep_linear, random_deep_linear, regular, saddle, superposition
 
 import devinterp_fast as dif
 from devinterp_fast.sampling import defaults
@@ -108,6 +108,9 @@ class Rows:
 
 
 def scored(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    if rows[0]["family"] == "saddle":
+        told = [row["verdict"] == "not a local minimum at this temperature" and bool(row["warnings"]) for row in rows]
+        return {"runs": len(rows), "recognized": sum(told), "longest, seconds": max(row["seconds"] for row in rows)}
     z = np.array([(row["value"] - row["target"]) / row["mcse"] if row["mcse"] > 0 else np.nan for row in rows])
     covered = float((np.abs(z) < 1.96).mean())
     return {
@@ -168,7 +171,18 @@ def samplers(rows: Rows, nets: int) -> None:
                 )
 
 
-PARTS = {"default": (default, 40), "minibatch": (minibatch, 20), "coverage": (coverage, 40), "samplers": (samplers, 8)}
+def saddles(rows: Rows, nets: int) -> None:
+    """Nothing set but nbeta, and the minibatch sampler, at saddles."""
+    for i in range(nets):
+        system = saddle(HELD_OUT + i)
+        rows.add("saddles, default", system.name, lambda system=system: run(system))
+        rows.add("saddles, SGNHT", system.name, lambda system=system: run(system, sampler="sgnht"))
+
+
+PARTS = {
+    "default": (default, 40), "minibatch": (minibatch, 20), "coverage": (coverage, 40), "samplers": (samplers, 8),
+    "saddles": (saddles, 20),
+}  # fmt: skip
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)

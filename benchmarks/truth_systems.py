@@ -44,17 +44,19 @@ def half_squared(out: Tensor, y: Tensor) -> Tensor:
 
 
 class DeepLinear(nn.Module):
-    """W_L ... W_1 of rank ``rank``, balanced: an exact minimum for its own outputs."""
+    """W_L ... W_1 of rank ``rank``, balanced: an exact minimum for its own outputs; without the weakest, a saddle."""
 
-    def __init__(self, widths: list[int], rank: int, seed: int):
+    def __init__(self, widths: list[int], rank: int, seed: int, *, weakest: bool = True):
         super().__init__()
+        self.widths, self.rank = widths, rank
         g = torch.Generator().manual_seed(seed)
         self.layers = nn.ModuleList([nn.Linear(a, b, bias=False) for a, b in pairwise(widths)])
         bases = [torch.linalg.qr(torch.randn(w, w, generator=g, dtype=torch.float64))[0] for w in widths]
         size = (0.5 + torch.rand(rank, generator=g, dtype=torch.float64)) ** (1 / len(self.layers))
         with torch.no_grad():
+            kept = torch.arange(rank) if weakest else size.argsort()[1:]
             for layer, (a, b) in zip(self.layers, pairwise(bases), strict=True):
-                layer.weight.copy_((b[:, :rank] * size) @ a[:, :rank].T)
+                layer.weight.copy_((b[:, kept] * size[kept]) @ a[:, kept].T)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -87,6 +89,14 @@ def random_deep_linear(seed: int, samples: int | None = None) -> System:
             break
     rank = int(rng.integers(0, min(widths) + 1))
     return deep_linear(widths, rank, seed, family="random deep linear", samples=samples)
+
+
+def saddle(seed: int) -> System:
+    """A random deep linear network that has learned all directions but the weakest; there is no coefficient."""
+    while (whole := random_deep_linear(seed)).model.rank == 0:
+        seed += 10_000
+    model = DeepLinear(whole.model.widths, whole.model.rank, seed, weakest=False)
+    return System(whole.name, "saddle", model, whole.loss, whole.data, math.nan, 0, math.nan, "none")
 
 
 def regular(d: int, seed: int) -> System:

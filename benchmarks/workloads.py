@@ -75,7 +75,7 @@ def w5() -> Workload:
     torch.manual_seed(0)
     settings = {"lr": 1e-7, "localization": 1.0, "nbeta": 10.0}
     return Workload(
-        "W5", mlp(784, 2048, 2048, 2048, 10), nn.CrossEntropyLoss(), x, y, 8, settings, draws=5, check_draws=5
+        "W5", mlp(784, 2048, 2048, 2048, 10), nn.CrossEntropyLoss(), x, y, 8, settings, draws=20, check_draws=5
     )
 
 

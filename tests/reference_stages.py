@@ -33,7 +33,7 @@ class ReferenceStages:
         self.noise: dict[int, float] = {}  # standard deviation of a block mean, for each scale that knows it
         self.start: int | None = None
         self.stage: Row | None = None
-        self.closed: list[Row] = []
+        self.closed: list[tuple[Row, Row]] = []
         self.settling: Row | None = None
 
     def update(self, t: float, y: float, se: float | None = None) -> Row | None:
@@ -136,16 +136,64 @@ class ReferenceStages:
         elif self.speed(e, a["speed_block"], a["sign"]) > 0.3 * a["peak"]:
             a["end"] = e
             return
-        self.closed.append(self.row(a, a["end"], False))
+        self.closed = self.listed(self.closed, a, a["end"], False)
         self.settling = None
 
     def rows(self) -> list[Row]:
-        rows = list(self.closed)
+        pairs = self.closed
         if self.settling is not None:
-            rows.append(self.row(self.settling, self.settling["end"], True))
+            pairs = self.listed(pairs, self.settling, self.settling["end"], True)
         if self.stage is not None:
-            rows.append(self.row(self.stage, len(self.t), True))
-        return [row for row in rows if self.large_enough(row)]
+            pairs = self.listed(pairs, self.stage, len(self.t), True)
+        return [row for _, row in pairs if self.large_enough(row)]
+
+    def listed(self, pairs: list[tuple[Row, Row]], a: Row, e: int, provisional: bool) -> list[tuple[Row, Row]]:
+        """(stage, row) in order, with one more: joined to the rows before it as long as nothing parts them."""
+        row = self.row(a, e, provisional)
+        if not self.large_enough(row):
+            return pairs
+        pairs = [pair for pair in pairs if self.large_enough(pair[1])]
+        if pairs and pairs[-1][1]["direction"] == row["direction"]:
+            before = pairs[-1][1]
+            whole = {**a, **{name: pairs[-1][0][name] for name in ("onset", "alarm", "block")}}
+            most = before["gain"] + row["gain"] >= 0.5 * self.row(whole, e, provisional)["gain"]
+            if most and not self.apart(before, row, e):
+                return self.listed(pairs[:-1], whole, e, provisional)
+        return [*pairs, (a, row)]
+
+    def apart(self, a: Row, b: Row, end: int) -> bool:
+        """Does the speed between two rows fall to kappa x the lower of the peaks on its two sides?"""
+        places = range(max(self.at(a["onset"]), 1), min(self.at(b["end"]), end - 1) + 1)
+        middle = [q for q in places if self.at(a["midpoint"]) <= q <= self.at(b["midpoint"])]
+        if len(middle) < 2:
+            return False
+        noise = self.noise_within(places[0], places[-1] + 1)
+        gap = (self.t[places[-1]] - self.t[places[0]]) / (len(places) - 1)
+        parted = False
+        for w in SCALES:
+            if w > 1 and 3 * w > middle[-1] - middle[0]:
+                break
+            speeds = {}
+            for q in places:
+                m, n = min(w, q), min(w, end - q)
+                rise = mean(self.g, q + n, n) - mean(self.g, q, m)
+                speeds[q] = b["direction"] * rise / (mean(self.t, q + n, n) - mean(self.t, q, m))
+            valley = min(middle, key=lambda q: speeds[q])
+            peaks = [max(v for q, v in speeds.items() if s * q <= s * valley) for s in (1, -1)]
+            peak = max(0.0, min(peaks))
+            parted = speeds[valley] <= self.kappa * peak
+            if math.sqrt(2 / w) * noise / (w * gap) <= 0.05 * peak:
+                break
+        return parted
+
+    def at(self, step: float) -> int:
+        return next((i for i, t in enumerate(self.t) if t >= step), len(self.t))
+
+    def noise_within(self, first: int, end: int) -> float:
+        if self.variance is not None:
+            return math.sqrt(math.fsum(self.variance[first:end]) / (end - first))
+        thirds = sorted(self.third_difference(e) for e in range(max(first + 1, 4), end + 1))
+        return 1.4826 * thirds[len(thirds) // 2] if thirds else 0.0
 
     def large_enough(self, row: Row) -> bool:
         change = row["direction"] * (row["after"] - row["before"])
@@ -188,12 +236,15 @@ class ReferenceStages:
     def take_third_difference(self) -> None:
         if self.variance is not None or len(self.t) < 4:
             return
+        self.third_differences = [*self.third_differences[-15:], self.third_difference(len(self.t))]
+
+    def third_difference(self, end: int) -> float:
         misses = []
-        for e in (len(self.t), len(self.t) - 1):
+        for e in (end, end - 1):
             (g2, g1, g0), (t2, t1, t0) = self.g[e - 3 : e], self.t[e - 3 : e]
             r = (t0 - t1) / (t1 - t2)
             misses.append((g1 + (g1 - g2) * r - g0) / math.sqrt(1 + (1 + r) ** 2 + r * r))
-        self.third_differences = [*self.third_differences[-15:], abs(misses[0] - misses[1]) / math.sqrt(20 / 6)]
+        return abs(misses[0] - misses[1]) / math.sqrt(20 / 6)
 
     def fresh(self) -> float:
         """Deviation of one observation by the last third differences; 0 while it is not known."""

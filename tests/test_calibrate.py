@@ -63,6 +63,14 @@ def test_the_small_truth_table(widths, rank):
     assert llc.step_bias == 0
 
 
+def test_nearly_flat_directions_are_waited_for():
+    """Twelve layers: the loss stands still long before the chains have spread, and then reads 12 % low."""
+    llc = found([9] * 13, 3, seed=2)
+    # Trajectories four times as long read 29.2 +- 0.4; the expansion says less at multiplicity 37. 8 % as above.
+    assert llc.value > 0.92 * 29.2
+    assert llc.value < exact.deep_linear([9] * 13, 3)[0]
+
+
 def test_minibatches_are_read_off_at_step_size_zero():
     llc = found([4, 6, 4], 2, samples=4096, sampler="sgnht", seed=2)
     want, _ = exact.deep_linear([4, 6, 4], 2)
@@ -126,6 +134,8 @@ def test_settled_sees_a_slow_rise():
     still = [10 + rng.standard_normal((8, 10)) for _ in range(16)]
     rising = [10 + 0.1 * k + rng.standard_normal((8, 10)) for k in range(16)]
     assert warmup.settled(still)
+    assert not warmup._drifts(np.array([1.0, 1.01, 0.99, 1.0] * 4))
+    assert warmup._drifts(1 + 0.05 * np.arange(16))  # a twentieth a round, and no noise
     assert not warmup.settled(rising)
     assert not warmup.settled(still[:2])
     assert not warmup.settled([r * np.nan for r in still])

@@ -42,7 +42,6 @@ def test_an_estimate_comes_back_equal(tmp_path, options):
 
 
 def test_arviz_takes_the_trace_as_it_is(tmp_path):
-    pytest.importorskip("arviz_base", reason="arviz_stats.summary needs arviz-base, no dependency of ours")
     llc = estimate()
     llc.save(tmp_path / "llc.zarr")
     with xr.open_zarr(tmp_path / "llc.zarr") as trace:

@@ -8,15 +8,18 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from planted_run import CHEAP, Deep, modes, monitor, train, watched_modes
+from planted_run import CHEAP, EVERY, Deep, modes, monitor, train, watched_modes
 from safetensors.torch import load_file
 from torch import nn
 
 from devinterp_fast import store
+from devinterp_fast.changepoint.channel import Channel
 from devinterp_fast.errors import RunFolderError
 from devinterp_fast.monitor.checkpoints import Checkpoints
+from devinterp_fast.monitor.observables import Observable
 from devinterp_fast.monitor.schedule import Schedule
 
 # --- checkpoints -------------------------------------------------------------------------------------------
@@ -39,6 +42,29 @@ def test_listed_transitions_have_their_states(planted):
             kept = load_file(watch.folder.path / name)
             assert set(kept) == {"a", "b"}
             assert all(torch.equal(kept[key], states[step[which]][key]) for key in kept)
+
+
+def test_a_stage_that_goes_on_after_a_rest_has_its_last_state(tmp_path):
+    """A fall that wavers: its row ends, becomes provisional again, and ends at a later state; it is announced once."""
+    with np.load(Path(__file__).parents[1] / "benchmarks" / "results" / "stages_curves.npz") as file:
+        steps, curve = file["more parity/28/step"].tolist(), file["more parity/28/task2"].tolist()
+    values = dict(zip(map(int, steps), curve, strict=True))
+    seen = Observable(lambda model, step: {"y": values[step]}, {"y": Channel("loss")}, Schedule(0, EVERY))
+    watch = monitor(Deep(), tmp_path / "run", [seen])
+    found, ended, history = [], [], []
+    for step in values:
+        change = watch.update(step)
+        found += [] if change is None else [change]
+        history.append([row.provisional for row in watch.transitions])
+        if history[-1] == [False] != history[-2]:
+            ended.append(step)
+    assert [True] in history[history.index([False]) :]
+    (row,) = watch.transitions
+    (change,) = found
+    assert row.alarm == change.step
+    step = {which: int(name[-20:-12]) for which, name in row.checkpoints.items()}
+    assert step["before"] < step["alarm"] < step["after"] == ended[-1] > ended[0]
+    assert all((watch.folder.path / name).exists() for name in row.checkpoints.values())
 
 
 def test_only_needed_states_are_kept(planted):

@@ -80,7 +80,7 @@ def expected(name, sampler, lr, metric=None):
     if name in ("mala", "hmc"):
         return 1 / A
     if name in ("sghmc", "sgnht"):
-        return np.array([langevin_variance(a, np.sqrt(lr), sampler.friction)[0, 0] for a in A])
+        return np.array([langevin_variance(a, np.sqrt(lr), sampler.damping)[0, 0] for a in A])
     G = np.ones(3) if metric is None else metric
     return 1 / (A * (1 - lr * G * A / 4))
 

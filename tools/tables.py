@@ -157,6 +157,15 @@ def truth():
                 f"{percent(a['order preserved'])} | {a['failures']} ({a['failures unreported']}) | "
                 f"{a['longest, seconds']:.0f} |"
             )
+    found = read("truth")["saddles"]["scores"]
+    told = ", ".join(
+        f"{scores['recognized']} of {scores['runs']} by {name.removeprefix('saddles, ')}"
+        for name, scores in found.items()
+    )
+    lines += [
+        "",
+        f"Saddles that the verdict names, of random nets that have not learned their weakest direction: {told}.",
+    ]
     return lines
 
 
@@ -240,13 +249,16 @@ def stages():
     found = read("stages")
     lines = head("| system | transitions | precision | recall |")
     for name, row in found.items():
-        if name not in ("all", "nulls", "environment"):
+        if name not in ("all", "nulls", "more parity", "environment"):
             lines.append(f"| {name} | {row['transitions']} | {row['precision']:.2f} | {row['recall']:.2f} |")
     whole, null = found["all"], found["nulls"]
     lines.append(f"| **all** | {whole['transitions']} | **{whole['precision']:.2f}** | **{whole['recall']:.2f}** |")
-    floor = read("stages_floor")
+    floor, more = read("stages_floor"), found["more parity"]
     return [
         *lines,
+        "",
+        f"Twelve more runs of parity, one task, held out: {more['transitions']} transitions, precision "
+        f"{more['precision']:.2f}, recall {more['recall']:.2f}.",
         "",
         f"False rows on {null['curves']} curves without a transition: {null['false rows']}.",
         "",
@@ -254,6 +266,18 @@ def stages():
         f"{floor['first']} first steps of the tuning half at least {floor['least first']:.1f}, "
         f"the {floor['later']} later ones at most {floor['largest later']:.1f}.",
     ]
+
+
+def digits():
+    """Rows of the watched digits against the known transitions, seed by seed."""
+    found = {name: row for name, row in read("stages_digits").items() if name != "environment"}
+    seeds = sorted(found, key=lambda name: int(name.split()[1]))
+    lines = ["| seed | transitions | found | rows |", "|---|---|---|---|"]
+    whole = {key: sum(row[key] for row in found.values()) for key in ("known", "hits", "rows")}
+    for name, row in [*((name.split()[1], found[name]) for name in seeds), ("**all**", whole)]:
+        lines.append(f"| {name} | {row['known']} | {row['hits']} | {row['rows']} |")
+    precision, recall = whole["hits"] / whole["rows"], whole["hits"] / whole["known"]
+    return [*lines, "", f"Precision {precision:.2f}, recall {recall:.2f}."]
 
 
 def detector_speed():
@@ -327,6 +351,46 @@ def annotated():
     return lines
 
 
+def engine_deep():
+    """What a step of a deep linear network is made of."""
+    row = read("engine")["W2 parts"]
+    row["a fifth of JAX's"] = read("peers")["W2"]["us per chain and step"]["jax"] / 5
+    names = ("forward", "backward", "update", "rest", "step", "products at peak", "a fifth of JAX's")
+    return [
+        "| µs of a chain and step | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        "| four layers of 16 x 16, batch 256 | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |",
+    ]
+
+
+def engine_large():
+    """What a step of 10 M parameters on 8 rows is made of."""
+    row = read("engine")["W5 parts"]
+    names = ("forward", "backward", "update", "rest", "step", "step of a recorded draw", "bytes at a copy's speed")
+    return [
+        "| ms of a chain and step | " + " | ".join(names) + " |",
+        "|---|" + "---|" * len(names),
+        "| 10 M parameters, batch 8 | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |",
+    ]
+
+
+def engine_many():
+    """A step of one chain among more and more chains, and what a chain holds."""
+    found = read("engine")
+    chains = sorted(found["W1 many"]["us"], key=int)
+    heads = " | ".join(f"{int(c):,} chains" for c in chains)
+    lines = head(f"| µs of a chain and step, 1 thread | {heads} | a chain's memory at {int(chains[-1]):,} |")
+    titles = {"W1": "toy model of superposition, batch 128", "W3": "MLP on digits, batch 256"}
+    for name, title in titles.items():
+        row = found[f"{name} many"]
+        cells = " | ".join(f"{row['us'][c]:,.3g}" for c in chains)
+        lines.append(
+            f"| {title}, {row['parameters']:,} parameters | {cells} | {row['bytes a chain']:,.0f} bytes, "
+            f"{row['bytes expected']:,} accounted for |"
+        )
+    return lines
+
+
 def cuda_cost():
     """What a machine without a GPU pays for the CUDA module."""
     found = read("cuda_cost")
@@ -342,8 +406,10 @@ def cuda_cost():
 
 
 TABLES = {
+    ROOT / "docs" / "engines.md": {"many": engine_many, "deep": engine_deep, "large": engine_large},
     ROOT / "docs" / "changes_measured.md": {"speed": detector_speed, "truth": detector_truth, "annotated": annotated},
     ROOT / "docs" / "changes.md": {"stages": stages},
+    ROOT / "docs" / "watching.md": {"digits": digits},
     ROOT / "docs" / "truth.md": {"truth": truth, "coverage": coverage, "samplers": samplers, "time": time_to_error},
     README: {"demo": demo, "llc": llc, "update": update},
     ROOT / "docs" / "curvature.md": {"curvature": curvature, "curvature native": curvature_native},

@@ -8,6 +8,8 @@
 //   STAGE   until the speed has surely fallen to kappa x its peak; its end moves on with the tail, until the curve
 //           rests or the next alarm; then the levels and their 10, 50, 90 % crossings.
 //
+// Two rows of one direction are one where the curve only wavered on its way (`list`, `apart`).
+//
 // Noise, where no errors are given. From second differences of block means, up to a quarter of the block asked about
 // (`deviation`). A noise with a memory is larger than that: what a scale has itself seen rise above its line in quiet
 // (`excess_noise`) is the second estimate. It raises the level that is asked, and, once it is well known, lets a
@@ -28,6 +30,8 @@
 #include <limits>
 #include <optional>
 #include <vector>
+
+#include "core/stages_memory.hpp"
 
 namespace dif {
 
@@ -57,92 +61,6 @@ struct StageRow {
   double gain;                                 // change of the signal in the stage's direction
   int direction;
   bool open;
-};
-
-// Prefix sums, each with the rounding error that it left behind (two-sum).
-class PrefixSums {
- public:
-  void push(double value) {
-    const double old = sum_.back(), total = old + value, back = total - old;
-    rest_.push_back(rest_.back() + ((old - (total - back)) + (value - back)));
-    sum_.push_back(total);
-  }
-  // Mean of the `length` values before index `end`.
-  double mean(int64_t end, int64_t length) const {
-    return ((sum_[end] - sum_[end - length]) + (rest_[end] - rest_[end - length])) / static_cast<double>(length);
-  }
-
- private:
-  std::vector<double> sum_{0.0}, rest_{0.0};
-};
-
-// Median of the last 48 values: a ring in order of arrival, and the same values sorted.
-class RunningMedian {
- public:
-  void push(double value) {
-    if (count_ == capacity) {
-      double* old = std::lower_bound(sorted_.data(), sorted_.data() + count_, ring_[next_]);
-      std::copy(old + 1, sorted_.data() + count_, old);
-      --count_;
-    }
-    double* place = std::upper_bound(sorted_.data(), sorted_.data() + count_, value);
-    std::copy_backward(place, sorted_.data() + count_, sorted_.data() + count_ + 1);
-    *place = value;
-    ring_[next_] = value;
-    next_ = (next_ + 1) % capacity;
-    ++count_;
-  }
-  int count() const { return count_; }
-  double median() const { return 0.5 * (sorted_[(count_ - 1) / 2] + sorted_[count_ / 2]); }
-
- private:
-  static constexpr int capacity = 48;
-  std::array<double, capacity> ring_{}, sorted_{};
-  int count_ = 0, next_ = 0;
-};
-
-// What one scale saw rise above its line, in units of one observation's deviation, newest last.
-class QuietExcess {
- public:
-  void push(int64_t at, double value) {
-    if (count_ == capacity) {
-      std::copy(items_.begin() + 1, items_.end(), items_.begin());
-      --count_;
-    }
-    items_[static_cast<std::size_t>(count_++)] = {at, value};
-  }
-  // What was seen from `at` on belongs to a stage, not to quiet.
-  void forget_after(int64_t at) {
-    while (count_ > 0 && items_[static_cast<std::size_t>(count_ - 1)].at > at) --count_;
-  }
-  int known(int64_t until) const {
-    int n = count_;
-    while (n > 0 && items_[static_cast<std::size_t>(n - 1)].at > until) --n;
-    return std::min(n, window);
-  }
-  // Of the last 48 up to `until`, of a fall (sign +1) or a rise: the smaller of the upper quartile, which a curve
-  // that slows down does not raise, and half the distance of the quartiles, which one that speeds up raises less.
-  double spread(int64_t until, int sign) const {
-    int end = count_;
-    while (end > 0 && items_[static_cast<std::size_t>(end - 1)].at > until) --end;
-    const int n = std::min(end, window);
-    std::array<double, window> values{};
-    for (int i = 0; i < n; ++i) {
-      values[static_cast<std::size_t>(i)] = sign * items_[static_cast<std::size_t>(end - n + i)].value;
-    }
-    std::sort(values.data(), values.data() + n);
-    const double upper = values[static_cast<std::size_t>((3 * (n - 1) + 2) / 4)];
-    return std::min(upper, 0.5 * (upper - values[static_cast<std::size_t>((n - 1) / 4)]));
-  }
-
- private:
-  static constexpr int window = 48, capacity = 64;
-  struct Item {
-    int64_t at;
-    double value;
-  };
-  std::array<Item, capacity> items_{};
-  int count_ = 0;
 };
 
 class StageDetector {
@@ -180,25 +98,22 @@ class StageDetector {
 
   // All transitions known now; one that still goes on comes last and is marked.
   std::vector<StageRow> rows() const {
-    std::vector<StageRow> listed;
-    for (const StageRow& row : closed_) {
-      if (counts(row)) listed.push_back(row);
+    std::vector<Listed> all = closed_;
+    if (settling_) list(all, *settling_, settled_, true);
+    if (active_) list(all, *active_, size(), true);
+    std::vector<StageRow> rows;
+    for (const Listed& listed : all) {
+      if (counts(listed.row)) rows.push_back(listed.row);
     }
-    if (settling_) {
-      const StageRow row = measure(*settling_, settled_, true);
-      if (counts(row)) listed.push_back(row);
-    }
-    if (active_) {
-      const StageRow row = measure(*active_, size(), true);
-      if (counts(row)) listed.push_back(row);
-    }
-    return listed;
+    return rows;
   }
 
  private:
   static constexpr int64_t scales[] = {1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128};
   static constexpr int scale_count = sizeof(scales) / sizeof(scales[0]);
   static constexpr double resolved = 0.1;  // a speed is read over the shortest block that knows it this well
+  static constexpr double sharp = 0.05;    // the same between rows: a fall by 1 - kappa is then six errors
+  static constexpr double most_of = 0.5;   // of the gain of a joined row: what its parts must have
   static constexpr double sure = 2;        // standard errors by which a speed must have fallen
   static constexpr double rest = 0.3;      // of its peak speed: here the tail of a stage ends
   static constexpr double in_tail = 0.25;  // of the floor: what a bend in a tail must reach, as its row needs the rest
@@ -216,6 +131,10 @@ class StageDetector {
   };
   struct Block {
     double value, step;
+  };
+  struct Listed {
+    Active stage;
+    StageRow row;
   };
 
   Block block(int64_t end, int64_t length) const { return {g_.mean(end, length), x_.mean(end, length)}; }
@@ -273,18 +192,23 @@ class StageDetector {
     return known ? largest : -1;
   }
 
-  // Deviation of one observation from the last third differences, which neither a line nor a bend enters, in stages
-  // too.
-  void fresh() {
-    if (given_ || size() < 4) return;
+  // Of the four observations before `end`, absolute, in units of one observation's deviation.
+  double third_difference(int64_t end) const {
     double miss[2];
     for (int64_t j = 0; j < 2; ++j) {
-      const int64_t e = size() - j;
+      const int64_t e = end - j;
       const Block b0 = block(e, 1), b1 = block(e - 1, 1), b2 = block(e - 2, 1);
       const double r = (b0.step - b1.step) / (b1.step - b2.step);
       miss[j] = (b1.value + (b1.value - b2.value) * r - b0.value) / std::sqrt(1 + (1 + r) * (1 + r) + r * r);
     }
-    const double third = std::abs(miss[0] - miss[1]) / std::sqrt(20.0 / 6.0);  // equal gaps: (1, -3, 3, -1) over root 6
+    return std::abs(miss[0] - miss[1]) / std::sqrt(20.0 / 6.0);  // equal gaps: (1, -3, 3, -1) over root 6
+  }
+
+  // Deviation of one observation from the last third differences, which neither a line nor a bend enters, in stages
+  // too.
+  void fresh() {
+    if (given_ || size() < 4) return;
+    const double third = third_difference(size());
     if (!std::isfinite(third)) return;
     third_[static_cast<std::size_t>(third_count_++ % third_window)] = third;
     const int n = static_cast<int>(std::min<int64_t>(third_count_, third_window));
@@ -414,8 +338,83 @@ class StageDetector {
       settled_ = size();
       return;
     }
-    closed_.push_back(measure(*settling_, settled_, false));
+    list(closed_, *settling_, settled_, false);
     settling_.reset();
+  }
+
+  // Lists a stage whose last observation is e - 1: as one with the row before it, if nothing parts them and the two
+  // make up most of what lies between their ends. The range only grows: what does not count now never will.
+  void list(std::vector<Listed>& all, Active stage, int64_t e, bool open) const {
+    Listed last{stage, measure(stage, e, open)};
+    if (!counts(last.row)) return;
+    for (;;) {
+      while (!all.empty() && !counts(all.back().row)) all.pop_back();
+      if (all.empty()) break;
+      const StageRow& before = all.back().row;
+      Listed whole = all.back();
+      whole.stage.speed_block = last.stage.speed_block;
+      whole.row = measure(whole.stage, e, open);
+      const bool most = before.gain + last.row.gain >= most_of * whole.row.gain;
+      if (before.direction != last.row.direction || !most || apart(before, last.row, e)) break;
+      last = whole;
+      all.pop_back();
+    }
+    all.push_back(last);
+  }
+
+  // Did the speed between the midpoints of two rows fall to kappa x the peaks on both sides? Read over the shortest
+  // block that knows it sharply, or over a third of the way from midpoint to midpoint: a training curve wavers over
+  // many observations, and a block much shorter than the valley takes each of its waves for one.
+  bool apart(const StageRow& a, const StageRow& b, int64_t e) const {
+    const int64_t from = std::max<int64_t>(at(a.onset), 1), to = std::min(at(b.end), e - 1);
+    const int64_t first = std::max(at(a.midpoint), from), last = std::min(at(b.midpoint), to);
+    if (last <= first) return false;
+    const double sd = noise_within(from, to + 1);
+    bool parted = false;
+    for (int k = 0; k < scale_count && (k == 0 || 3 * scales[k] <= last - first); ++k) {
+      const int64_t w = scales[k];
+      const auto v = [&](int64_t q) { return speed_at(q, w, e, -a.direction); };
+      int64_t valley = first;
+      double low = v(first), before = 0, after = 0;
+      for (int64_t q = first + 1; q <= last; ++q) {
+        if (const double here = v(q); here < low) {
+          low = here;
+          valley = q;
+        }
+      }
+      for (int64_t q = from; q <= valley; ++q) before = std::max(before, v(q));
+      for (int64_t q = valley; q <= to; ++q) after = std::max(after, v(q));
+      const double peak = std::min(before, after), n = static_cast<double>(w);
+      parted = low <= set_.kappa * peak;
+      const double gap = n * (t_[to] - t_[from]) / static_cast<double>(to - from);
+      if (std::sqrt(2 / n) * sd / gap <= sharp * peak) break;
+    }
+    return parted;
+  }
+
+  // First observation at a step or after it.
+  int64_t at(double step) const { return std::lower_bound(t_.begin(), t_.end(), step) - t_.begin(); }
+
+  // Speed from the `length` observations before index q to those from it on; fewer where the curve, or the stage that
+  // ends at e, has no more.
+  double speed_at(int64_t q, int64_t length, int64_t e, int sign) const {
+    const int64_t after = std::min(length, e - q);
+    const Block b0 = block(q + after, after), b1 = block(q, std::min(length, q));
+    return -sign * (b0.value - b1.value) / (b0.step - b1.step);
+  }
+
+  // Deviation of one observation in [from, end): as given, or from third differences, since a stage is no line.
+  double noise_within(int64_t from, int64_t end) const {
+    if (given_) return std::sqrt(std::max(variance_.mean(end, end - from), 0.0));
+    std::vector<double> third;
+    for (int64_t e = std::max<int64_t>(from + 1, 4); e <= end; ++e) {
+      const double value = third_difference(e);
+      if (std::isfinite(value)) third.push_back(value);
+    }
+    if (third.empty()) return 0;
+    const auto middle = third.begin() + static_cast<std::ptrdiff_t>(third.size() / 2);
+    std::nth_element(third.begin(), middle, third.end());
+    return normal * *middle;
   }
 
   double raw_mean(int64_t first, int64_t last) const {
@@ -486,7 +485,7 @@ class StageDetector {
   double fresh_ = 0;  // deviation of one observation by third differences; 0: not known
   std::optional<Active> active_, settling_;
   int64_t closed_at_ = 0, settled_ = 0;  // one past the last observation of the settling stage: at least, and so far
-  std::vector<StageRow> closed_;
+  std::vector<Listed> closed_;
 
   static std::array<double, scale_count> filled(double value) {
     std::array<double, scale_count> all;

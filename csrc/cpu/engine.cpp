@@ -96,10 +96,13 @@ class Walker {
     // Frozen parameters may lie where the last tile is padded: the mask holds them still.
     std::copy(w, w + plan_.dim, w_.get());
     std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), w_.get() + plan_.dim);
-    std::copy(center, center + plan_.dim, center_.get());
-    if (s.sampler.anchor) {
-      std::copy(center, center + plan_.dim, start_.get());
-      std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), start_.get() + plan_.dim);
+    if (center != held_) {  // most often that of the chain before
+      held_ = center;
+      std::copy(center, center + plan_.dim, center_.get());
+      if (s.sampler.anchor) {
+        std::copy(center, center + plan_.dim, start_.get());
+        std::copy(s.frozen, s.frozen + (plan_.total - plan_.dim), start_.get() + plan_.dim);
+      }
     }
     mover_.load(c);
     steps_.begin(chain(), run_.steps);
@@ -176,6 +179,7 @@ class Walker {
   Aligned<float> w_, g_, center_;
   std::vector<uint8_t> mask_;
   Aligned<float> anchor_, start_;
+  const float* held_ = nullptr;  // the center that center_ and start_ hold
   Mover mover_;
   int64_t c_ = 0;
   bool going_ = false;

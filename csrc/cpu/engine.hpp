@@ -20,6 +20,7 @@ class LaidOut {
 
  private:
   void share_gradients(Plan&);
+  void find_fresh(Plan&);
   void place_matrix(Plan&, const std::vector<int32_t>& maps);
   void place_small(Plan&, Layout);
   int64_t take(int64_t floats);
@@ -30,6 +31,7 @@ class LaidOut {
   std::vector<ValuePlan> places_;
   std::vector<OpPlan> steps_;
   std::vector<int32_t> maps_;
+  std::vector<int64_t> zeros_;
   int64_t block_, taken_ = 0;
   Plan plan_;
 };

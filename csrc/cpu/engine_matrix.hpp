@@ -6,6 +6,7 @@
 // further column.
 #pragma once
 #include "cpu/engine_rows.hpp"
+#include "cpu/engine_stream.hpp"
 
 namespace dif {
 
@@ -35,14 +36,22 @@ struct Matrix : Rows<L> {
   using typename Base::G;
   using typename Base::T;
   using typename Base::View;
+  using S = Streamed<L>;
 
   // ---- linear
   void linear(const ProgramOp& op, const OpPlan& at) const {
     const View a = view(op.a), out = view(op.out);
     const T* weight = op.transposed ? w + op.weight : s + at.turned;
     const int64_t m = rows(op.out);
-    G::run(m, out.cols, a.cols, {a.p, a.ld, 1}, weight, op.transposed ? out.cols : at.turned_ld, out.p, out.ld,
-           op.bias >= 0 ? w + op.bias : nullptr, false);
+    const T* bias = op.bias >= 0 ? w + op.bias : nullptr;
+    if (at.streamed && op.transposed) {
+      S::along(m, out.cols, a.cols, a.p, a.ld, w + op.weight, out.p, out.ld, bias, false);
+    } else if (at.streamed) {
+      S::across(m, out.cols, a.cols, a.p, a.ld, w + op.weight, out.p, out.ld, bias, false, s + at.turned, at.turned_ld);
+    } else {
+      G::run(m, out.cols, a.cols, {a.p, a.ld, 1}, weight, op.transposed ? out.cols : at.turned_ld, out.p, out.ld, bias,
+             false);
+    }
     act_forward(op.activation, out.p, s + at.extra, m, out.ld, out.cols);
   }
   void linear_back(const ProgramOp& op, const OpPlan& at) const {
@@ -50,14 +59,24 @@ struct Matrix : Rows<L> {
     const int64_t m = rows(op.out);
     act_backward(op.activation, out.d, out.p, s + at.extra, m, out.ld, out.cols,
                  trains(op.bias) ? g + op.bias : nullptr);
+    const bool onto = !at.fresh || first > 0;  // else this is the first that g's place hears
     if (trains(op.weight)) {
-      if (op.transposed) {
-        G::run(a.cols, out.cols, m, {a.p, 1, a.ld}, out.d, out.ld, g + op.weight, out.cols, nullptr, true);
+      const View &up = op.transposed ? a : out, &down = op.transposed ? out : a;  // W (up, down)
+      const T *x = op.transposed ? a.p : out.d, *y = op.transposed ? out.d : a.p;
+      if (at.streamed) {
+        S::outer(up.cols, down.cols, m, x, up.ld, y, down.ld, g + op.weight, onto);
       } else {
-        G::run(out.cols, a.cols, m, {out.d, 1, out.ld}, a.p, a.ld, g + op.weight, a.cols, nullptr, true);
+        G::run(up.cols, down.cols, m, {x, 1, up.ld}, y, down.ld, g + op.weight, down.cols, nullptr, onto);
       }
     }
-    if (a.d) {
+    if (a.d && at.streamed) {
+      if (op.transposed) {
+        S::across(m, a.cols, out.cols, out.d, out.ld, w + op.weight, a.d, a.ld, nullptr, at.add_a, s + at.turned,
+                  at.turned_ld);
+      } else {
+        S::along(m, a.cols, out.cols, out.d, out.ld, w + op.weight, a.d, a.ld, nullptr, at.add_a);
+      }
+    } else if (a.d) {
       const T* weight = op.transposed ? s + at.turned : w + op.weight;
       G::run(m, a.cols, out.cols, {out.d, out.ld, 1}, weight, op.transposed ? at.turned_ld : a.cols, a.d, a.ld, nullptr,
              at.add_a);
@@ -438,13 +457,13 @@ struct Matrix : Rows<L> {
     for (int32_t i = 0; i < plan.op_count; ++i) {
       const ProgramOp& op = plan.ops[i];
       const OpPlan& at = plan.steps[i];
-      if (op.kind != op_linear || at.turned < 0) continue;
+      if (op.kind != op_linear || at.turned < 0 || at.streamed) continue;
       const int64_t in = plan.values[op.a].cols, out = plan.values[op.out].cols;
       transpose<L>(op.transposed ? in : out, op.transposed ? out : in, w + op.weight, op.transposed ? out : in,
                    s + at.turned, at.turned_ld);
     }
-    if (g) {
-      for (int64_t i = 0; i < plan.total; ++i) g[i] = 0;
+    for (int32_t z = 0; g && z < plan.zero_count; ++z) {
+      for (int64_t i = plan.zeros[2 * z]; i < plan.zeros[2 * z + 1]; ++i) g[i] = 0;
     }
     for (int64_t first = 0; first < batch.count; first += plan.block) {
       const int64_t samples = batch.count - first < plan.block ? batch.count - first : plan.block;

@@ -13,6 +13,8 @@ constexpr int64_t small_samples = 256;     // samples of a block with samples in
 constexpr int64_t small_columns = 32;      // samples of a block with chains in the lanes
 constexpr int64_t small_width = 32;        // widest value of a small layout
 constexpr int64_t small_parameters = 4096;
+// Beyond so many parameters, and with so few rows, weights of that size are read where they lie (engine_stream.hpp).
+constexpr int64_t stream_total = 4000000, stream_rows = 32, stream_weight = 65536;
 constexpr int64_t part_work = 5000000;  // multiply-adds of a part, at least
 constexpr int64_t part_rows = 256;      // half as many cost the products of a plain network 7 %
 
@@ -101,7 +103,7 @@ void LaidOut::share_gradients(Plan& plan) {
     needs_[v] = at(needs_, values_[v].base);
     at(sliced_, values_[v].base) = sliced_[v] = 1;
   }
-  steps_.assign(ops_.size(), OpPlan{-1, -1, 0, false, false, false, false, -1});
+  steps_.assign(ops_.size(), OpPlan{-1, -1, 0, false, false, false, false, false, false, -1});
   const auto ask = [this](int32_t v, bool& add) {
     if (v < 0 || !at(needs_, v)) return;
     add = at(written_, v) || at(sliced_, v);
@@ -118,6 +120,40 @@ void LaidOut::share_gradients(Plan& plan) {
   }
 }
 
+// Weights whose gradient one linear map alone writes, and the ranges between them, which sums onto g need at zero.
+void LaidOut::find_fresh(Plan& plan) {
+  struct Range {
+    int64_t from, to;
+    size_t op;
+  };
+  std::vector<Range> ranges;
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const ProgramOp& op = ops_[i];
+    const int64_t cols = at(values_, op.out).cols;
+    const int64_t rows = op.kind == op_linear      ? at(values_, op.a).cols
+                         : op.kind == op_embedding ? op.size
+                         : op.kind == op_position  ? at(values_, op.out).rows
+                                                   : 1;
+    if (op.weight >= 0) ranges.push_back({op.weight, op.weight + rows * cols, i});
+    if (op.bias >= 0) ranges.push_back({op.bias, op.bias + cols, ops_.size()});
+  }
+  std::sort(ranges.begin(), ranges.end(), [](const Range& a, const Range& b) { return a.from < b.from; });
+  int64_t end = 0;  // of what comes before
+  zeros_.assign(1, 0);
+  for (size_t k = 0; k < ranges.size(); ++k) {
+    const Range& r = ranges[k];
+    const bool alone = r.from >= end && (k + 1 == ranges.size() || ranges[k + 1].from >= r.to);
+    end = std::max(end, r.to);
+    if (!alone || r.op == ops_.size() || ops_[r.op].kind != op_linear || r.to > plan.dim) continue;
+    if (block_ > 0 || at(places_, ops_[r.op].out).grad < 0) continue;  // second derivatives add to what is there
+    steps_[r.op].fresh = true;
+    zeros_.insert(zeros_.end(), {r.from, r.to});
+  }
+  zeros_.push_back(plan.total);
+  plan.zeros = zeros_.data();
+  plan.zero_count = static_cast<int32_t>(zeros_.size() / 2);
+}
+
 void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
   const size_t count = values_.size();
   int64_t sample = 0;  // floats of one sample's values and gradients
@@ -125,8 +161,12 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
     if (values_[v].base >= 0) continue;
     sample += (needs_[v] ? 2 : 1) * values_[v].rows * round16(values_[v].cols);
   }
-  const int64_t block = plan.block =
-      block_ > 0 ? block_ : std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
+  int64_t tallest = 1;
+  for (const ProgramValue& v : values_) tallest = std::max<int64_t>(tallest, v.rows);
+  const bool stream = block_ == 0 && plan.total > stream_total && tallest <= stream_rows;
+  const int64_t block = plan.block = block_ > 0 ? block_
+                                     : stream   ? stream_rows / tallest
+                                                : std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
   const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
   for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);
   // Gradients that begin at zero, because slices write them piece by piece, lie together at the front.
@@ -177,8 +217,15 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
   for (size_t i = 0; i < ops_.size(); ++i) {
     const ProgramOp& op = ops_[i];
     // W is used as it lies in one direction and transposed in the other; without a backward product, once.
-    if (op.kind != op_linear || (op.transposed && at(places_, op.a).grad < 0)) continue;
+    if (op.kind != op_linear) continue;
     const int64_t in = at(values_, op.a).cols, out = at(values_, op.out).cols;
+    steps_[i].streamed = stream && in * out >= stream_weight;
+    if (op.transposed && at(places_, op.a).grad < 0) continue;
+    if (steps_[i].streamed) {
+      steps_[i].turned_ld = round16(block * at(values_, op.out).rows);
+      steps_[i].turned = take((in + out) * steps_[i].turned_ld);
+      continue;
+    }
     steps_[i].turned_ld = round16(op.transposed ? in : out);
     steps_[i].turned = take((op.transposed ? out : in) * steps_[i].turned_ld);
   }
@@ -241,6 +288,7 @@ LaidOut::LaidOut(Layout layout, const std::vector<ProgramValue>& values, const s
   places_.assign(values_.size(), ValuePlan{0, -1, 0});
   if (layout == layout_matrix) {
     place_matrix(plan_, maps);
+    find_fresh(plan_);
   } else {
     place_small(plan_, layout);
   }

@@ -17,9 +17,11 @@ constexpr int64_t tied_hidden = 4, tied_features = 32;
 
 struct OpPlan {
   int64_t extra;              // offset in scratch of what the forward pass leaves for the backward pass, or -1
-  int64_t turned, turned_ld;  // the transposed copy of the weight, or which row was the largest, or -1
+  int64_t turned, turned_ld;  // the transposed copy of the weight (streamed: of the rows), or the largest rows, or -1
   bool add_a, add_b, add_c;   // this gradient joins others already there
   bool sloped;                // the gradient of `out` arrives multiplied by the slope of this activation
+  bool streamed;              // the weight is read where it lies (engine_stream.hpp)
+  bool fresh;                 // no other operation adds to this weight's gradient: the first block writes it
   int32_t slope_a;            // the operation whose slope this one's gradient of `a` is multiplied by, or -1
 };
 
@@ -34,6 +36,8 @@ struct Plan {
   const OpPlan* steps;
   const int32_t* maps;  // of gathers, in offsets from a sample's first row; OpPlan::extra says where
   int32_t value_count, op_count;
+  const int64_t* zeros;  // (zero_count, 2) ranges of the gradient that begin at zero: all but what is fresh
+  int32_t zero_count;
   ProgramLoss loss;
   int64_t dim, total;  // trainable and all parameters
   int64_t block;       // samples in one block

@@ -4,10 +4,10 @@
 //
 // A is read one element at a time with any strides, so a transposed A costs nothing; B and C have unit column
 // stride. A block of rows x (panels of registers) of C stays in registers while k runs; k is cut at k_block
-// so that the strip of B stays in the first cache. Every element of C is one chain of fused multiply-adds in
-// the order of k: its bits depend neither on the blocking nor on the instruction set. Nothing is allocated. B
-// must not overlap C. Register blocking as in Goto, van de Geijn (2008), Anatomy of high-performance matrix
-// multiplication.
+// (or what the caller says) so that the strip of B stays in a cache. Every element of C is one chain of fused
+// multiply-adds in the order of k: its bits depend neither on the blocking nor on the instruction set. Nothing is
+// allocated. B must not overlap C. Register blocking as in Goto, van de Geijn (2008), Anatomy of high-performance
+// matrix multiplication.
 #pragma once
 #include <cstdint>
 
@@ -101,9 +101,9 @@ struct Gemm {
   }
 
   static void run(int64_t m, int64_t n, int64_t k, Left a, const T* b, int64_t b_ld, T* c, int64_t c_ld, const T* bias,
-                  bool accumulate) {
-    for (int64_t q = 0; q < k; q += k_block) {
-      const int64_t depth = k - q < k_block ? k - q : k_block;
+                  bool accumulate, int64_t at_a_time = k_block) {
+    for (int64_t q = 0; q < k; q += at_a_time) {
+      const int64_t depth = k - q < at_a_time ? k - q : at_a_time;
       const bool onto = accumulate || q > 0;
       for (int64_t j = 0; j < n;) {
         const int64_t left = (n - j + width - 1) / width;  // registers still to do

@@ -88,12 +88,10 @@ class Mover {
     const float b = static_cast<float>(nbeta), pull = static_cast<float>(localization);
     const Address noise{seed, chain, step, update_noise};
     StepReport report{0.0, 0.0};
-    const bool metric = settings_.kind == sampler_sgld || settings_.kind == sampler_preconditioned;
-    if (recorded && metric) report.gauge = nbeta * virial();
     if (settings_.kind == sampler_sgld) {
       const Sgld k{{b, pull, static_cast<float>(-0.5 * lr), static_cast<float>(std::sqrt(lr))}};
-      const StepSums s = each_block(kernels().sgld, k, noise, true);
-      report.work = s.work;
+      const StepSums s = each_block(kernels().sgld, k, noise, true, recorded);
+      report = {s.work, nbeta * virial_};
     } else if (settings_.kind == sampler_preconditioned) {
       const bool adapts = t < settings_.adapt;
       const double b1 = settings_.beta1, b2 = adapts ? settings_.beta2 : 1.0;
@@ -106,8 +104,8 @@ class Mover {
                              static_cast<float>(b2),
                              static_cast<float>(1.0 - b2),
                              static_cast<float>(settings_.epsilon)};
-      const StepSums s = each_block(kernels().preconditioned, k, noise, true);
-      report.work = s.work;
+      const StepSums s = each_block(kernels().preconditioned, k, noise, true, recorded);
+      report = {s.work, nbeta * virial_};
     } else if (settings_.kind == sampler_langevin) {
       report = langevin(c, nbeta, localization, std::sqrt(lr), noise);
     } else {
@@ -127,22 +125,29 @@ class Mover {
   bool moves(int64_t i) const { return !at_.mask || at_.mask[i] != 0; }
 
   template <class Kernel, class Step>
-  StepSums each_block(Kernel kernel, const Step& k, const Address& noise, bool noisy) {
+  StepSums each_block(Kernel kernel, const Step& k, const Address& noise, bool noisy, bool gauged = false) {
     StepSums all{0.0, 0.0};
+    double virial[4] = {};  // sum (w - center) g, a block at a time, while the cache holds the block
     for (int64_t first = 0; first < at_.padded; first += block_size) {
       const int64_t size = std::min(block_size, at_.padded - first);
+      if (gauged) {
+        sum_moving(first, std::min(first + size, at_.dim), virial,
+                   [this](int64_t i) { return away(i) * static_cast<double>(at_.g[i]); });
+      }
+      const bool masked = at_.mask && (at_.moving != at_.dim || first + size > at_.dim);  // or only the padding stands
       const StepArrays arrays{
           {at_.w + first, first_.empty() ? nullptr : first_.data() + first,
            second_.empty() ? nullptr : second_.data() + first},
           at_.g + first,
           at_.center + first,
-          at_.mask ? at_.mask + first : nullptr,
+          masked ? at_.mask + first : nullptr,
           noisy ? drawn(noise) : nullptr,
           recorded_ || settings_.kind == sampler_langevin};  // whose temperature moves the thermostat
       const StepSums one = kernel(arrays, first, size, k, noise, noisy);
       all.work += one.work;
       all.square += one.square;
     }
+    virial_ = virial[0] + virial[1] + virial[2] + virial[3];
     return all;
   }
 
@@ -221,9 +226,6 @@ class Mover {
     return {work, chance};
   }
 
-  double virial() const {  // sum (w - center) g
-    return sum_moving([this](int64_t i) { return away(i) * static_cast<double>(at_.g[i]); });
-  }
   double square(const std::vector<float>& v) const {
     return sum_moving([&v](int64_t i) {
       const double x = static_cast<double>(v[static_cast<size_t>(i)]);
@@ -238,18 +240,23 @@ class Mover {
   // term(i) over the coordinates that move; every fourth in a sum of its own, so that four additions run at a time.
   template <class Term>
   double sum_moving(Term term) const {
-    if (at_.moving == at_.dim) return four_sums(term);
-    return four_sums([&](int64_t i) { return moves(i) ? term(i) : 0.0; });
+    double sum[4] = {};
+    sum_moving(0, at_.dim, sum, term);
+    return sum[0] + sum[1] + sum[2] + sum[3];
+  }
+  // Those of low ... high - 1 onto `sum`; low is a multiple of four.
+  template <class Term>
+  void sum_moving(int64_t low, int64_t high, double (&sum)[4], Term term) const {
+    if (at_.moving == at_.dim) return four_sums(low, high, sum, term);
+    four_sums(low, high, sum, [&](int64_t i) { return moves(i) ? term(i) : 0.0; });
   }
   template <class Term>
-  double four_sums(Term term) const {
-    double sum[4] = {};
-    int64_t i = 0;
-    for (; i + 4 <= at_.dim; i += 4) {
+  static void four_sums(int64_t low, int64_t high, double (&sum)[4], Term term) {
+    int64_t i = low;
+    for (; i + 4 <= high; i += 4) {
       for (int k = 0; k < 4; ++k) sum[k] += term(i + k);
     }
-    for (; i < at_.dim; ++i) sum[i % 4] += term(i);
-    return sum[0] + sum[1] + sum[2] + sum[3];
+    for (; i < high; ++i) sum[i % 4] += term(i);
   }
   void clamp() {
     const float box = static_cast<float>(settings_.box);
@@ -272,7 +279,7 @@ class Mover {
   Address drawn_at_{};
   bool has_drawn_ = false, recorded_ = true;
   bool fresh_ = false;
-  double loss_ = 0.0;
+  double loss_ = 0.0, virial_ = 0.0;
 };
 
 }  // namespace dif

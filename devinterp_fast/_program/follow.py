@@ -53,8 +53,11 @@ class Tracked:
 
 
 def contiguous(index: Tensor) -> bool:
+    if index.shape[-1] > 1 and int(index[..., 1].reshape(-1)[0] - index[..., 0].reshape(-1)[0]) != 1:
+        return False  # before a transposed index is copied
     flat = index.reshape(-1)
-    return torch.equal(flat, flat[0] + torch.arange(flat.numel()))
+    steps = flat[0] + torch.arange(min(flat.numel(), 2**16))  # piece by piece: millions would leave the cache
+    return all(torch.equal(part, steps[: len(part)] + i * 2**16) for i, part in enumerate(flat.split(2**16)))
 
 
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
@@ -80,7 +83,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
             if not p.requires_grad:
                 continue
             self.names.append(name)
-            self.tracked[id(p)] = Tracked("parameter", (self.dim + torch.arange(p.numel())).view(p.shape))
+            self.tracked[id(p)] = Tracked("parameter", torch.arange(self.dim, self.dim + p.numel()).view(p.shape))
             self.dim += p.numel()
         self.total = self.dim
 

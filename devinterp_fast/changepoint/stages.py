@@ -139,8 +139,13 @@ class Stages:
     ``delta``, times the range of a metric. The stage lasts until its speed has surely, by two standard errors,
     fallen to ``kappa`` times its peak; its end then moves on with the tail, until .3 of the peak speed or the onset
     of the next stage is reached; a bend in a tail needs a quarter of ``delta``, since its row still needs all of
-    it. Its onset, midpoint and end are the 10, 50 and 90 % crossings of the raw curve between its levels before the
-    alarm's plateau and at this end. What this can and cannot see is said at the top of this module.
+    it. Two rows that follow each other in one direction stay two only if the speed between their midpoints fell to
+    ``kappa`` times the lower of the two peaks, or if most of the whole gain lies between them; otherwise the curve
+    has wavered on its way and they are one, with the first one's onset and alarm. That speed is read over the
+    shortest blocks whose standard error is a twentieth of the peak, so that a fall by 1 - ``kappa`` is six of them,
+    or, where none is, over blocks of a third of the observations from midpoint to midpoint. A row's onset, midpoint
+    and end are the 10, 50 and 90 % crossings of the raw curve between its levels before the alarm's plateau and at
+    this end. What this can and cannot see is said at the top of this module.
 
     A value that is not finite is skipped. Standard errors are used if the first observation has one; a later one
     without repeats the last. Without them the noise is estimated from second differences of block means at scales
@@ -156,7 +161,7 @@ class Stages:
         delta: least excess: nats of a loss, share of the range of a metric.
         z: least excess in standard errors; None takes 8 of those estimated from second differences, 4.5 where the
             curve has shown its own excess, and 5 of those that are given.
-        kappa: a stage ends at this share of its peak speed; lower merges neighbors.
+        kappa: a stage ends, and neighbors part, at this share of the peak speed; lower merges neighbors.
         size: rows of a smaller share of a loss's range are not listed; those of a metric need ``delta``.
         skip: steps at the start that are not looked at, about 1 / (1 - momentum).
         eps: floor of the logarithm as a share of the largest loss.
@@ -270,6 +275,9 @@ class Stages:
 
     def rows(self) -> list[Stage]:
         """All stages known now, in order; one that is still going on comes last and is provisional.
+
+        One that goes on after a short rest is one with the row before it until its speed has parted them; a row that
+        has ended may so become provisional again.
 
         A row that is too small for the range of the curve so far is not listed, so one may leave the list
         later.

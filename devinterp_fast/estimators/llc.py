@@ -241,13 +241,14 @@ def estimate_llc(
     return found[0] if isinstance(model, nn.Module) else found
 
 
-def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
+def explain(model: nn.Module, loss_fn: LossFn, data: object, batch_size: int = 256) -> engines.Choice:
     """Says which engine ``estimate_llc`` would run, why, and, if the model is captured, as what list of operations.
 
     Args:
         model: any module on the CPU.
         loss_fn: as in ``estimate_llc``.
         data: as in ``estimate_llc``.
+        batch_size: as in ``estimate_llc``; ``len(data)`` for full batches. Only of millions of parameters it decides.
 
     Returns:
         A ``Choice``; print it.
@@ -257,7 +258,7 @@ def explain(model: nn.Module, loss_fn: LossFn, data: object) -> engines.Choice:
     """
     samples = as_data(data)
     with undisturbed(_flat.layout(model).dim, samples.n):
-        return engines.choose("auto", model, Objective(loss_fn, model, samples), samples)
+        return engines.choose("auto", model, Objective(loss_fn, model, samples), samples, batch=batch_size)
 
 
 def summarize(trace: Trace, prepared: Prepared, engine: str, seconds: float) -> LLC:
@@ -319,10 +320,10 @@ def _kept(trace: Trace, settings: Settings) -> tuple[Trace, Settings, tuple[str,
 def _of_reach(trace: Trace, found: Pooled, prepared: Prepared) -> list[str]:
     """The sentence for chains that a warm-up could not carry through what the localization leaves open."""
     settings = prepared.settings
-    if prepared.pull is not None:  # a prior confines too: how far the localization alone would let go says nothing
+    if settings.start is None or prepared.pull is not None:  # a prior confines too: localization alone says nothing
         return []
     share = reached(trace, settings, prepared.center.double().numpy(), found.value, prepared.moving)
-    if settings.start is None or not share < _REACHED:
+    if not share < _REACHED:
         return []
     return [
         f"the chains fill {100 * share:.0f} % of what the localization lets them: directions still open may hold more; "

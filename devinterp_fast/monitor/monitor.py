@@ -285,8 +285,8 @@ class Monitor:
         for row in rows:
             for name, stage in row.channels.items():
                 around = self._around[name, int(stage.alarm)]
-                if not stage.provisional:
-                    around.setdefault("after", step)
+                if not stage.provisional and around.get("after", -1) < stage.closed:  # it may go on after a rest
+                    around["after"] = step
                 needed |= set(around.values())
         return needed
 

@@ -76,6 +76,7 @@ def choose(
     data: Data,
     dtype: torch.dtype = torch.float32,
     pull: Pull | None = None,
+    batch: int | None = None,
 ) -> Choice:
     """Chooses between the engines.
 
@@ -86,6 +87,7 @@ def choose(
         data: all samples.
         dtype: in which the native engine would run; chains run in float32 alone.
         pull: a prior beside the localization, or None.
+        batch: samples of a step, as ``native.capture`` takes it.
 
     Raises:
         ValueError: the backend is unknown.
@@ -98,7 +100,7 @@ def choose(
     try:
         if pull is not None and not pull.uniform:
             raise native.Unsupported("the prior has more than one precision")
-        program = _capture(model, objective, data, dtype)
+        program = _capture(model, objective, data, dtype, batch)
     except native.Unsupported as why:
         if backend == "native":
             raise ModelError(
@@ -108,11 +110,13 @@ def choose(
     return Choice("native", "the model was captured, its loss and gradient agree with autograd", program)
 
 
-def _capture(model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype) -> native.Program:
+def _capture(
+    model: nn.Module, objective: Objective, data: Data, dtype: torch.dtype, batch: int | None
+) -> native.Program:
     if objective.with_model:
         raise native.Unsupported("the loss is a function of the model, not a criterion on its output")
     x, y = data.tensors.values()
-    return native.capture(model, objective.loss_fn, x, y, dtype)
+    return native.capture(model, objective.loss_fn, x, y, dtype, batch=batch)
 
 
 class NativeEngine:
@@ -163,7 +167,8 @@ class NativeEngine:
                 see(k, slice(0, s.chains), w, run.loss[:, k], run.baseline[:, k])
 
         run.finish(report, see=show if see else None, stop=stop)
-        trace = Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, run.state)
+        end = State(run.step, run.w, run.first, run.second, run.thermostat, run.diverged)
+        trace = Trace(run.loss, run.baseline, run.energy, run.gauge, run.diverged, end)
         if self.pull is not None:
             forget_virial(trace, s)
         return trace

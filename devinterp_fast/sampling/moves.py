@@ -65,7 +65,7 @@ class Mover:
             self.localization = pull
         self.first, self.second = state.first[low:high], state.second[low:high]
         self.thermostat = state.thermostat[low:high]
-        self.friction = torch.full((self.count,), settings.sampler.friction, dtype=torch.float64)
+        self.friction = torch.full((self.count,), settings.sampler.damping, dtype=torch.float64)
         self.raw, self.anchor = gradients, anchor
         self.energy, self.gauge = (torch.zeros(self.count, dtype=torch.float64) for _ in range(2))
         self.moving = rows.shape[1] if mask is None else int(mask.sum())

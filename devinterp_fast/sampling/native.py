@@ -22,7 +22,8 @@ from devinterp_fast.sampling.run import State
 from devinterp_fast.sampling.samplers import Sampler
 
 MODES = _native.Batches.MODES
-LARGEST = 4_000_000  # parameters; beyond, torch's own matrix products and its threads are the better engine
+LARGEST = 4_000_000  # parameters; beyond, torch's own matrix products and its threads are the better engine, but
+FEW_ROWS = 32  # for batches of at most so many rows, where reading the weights is most of the work
 _CALL = 2e9  # multiply-adds of one native call: between two calls come progress and Ctrl-C
 
 __all__ = ["MODES", "NativeRun", "Program", "Unsupported", "batch_indices", "capture"]
@@ -159,7 +160,13 @@ class Program:
 
 
 def capture(
-    model: nn.Module, loss_fn: Callable[[Any, Any], Tensor], x: Tensor, y: Tensor, dtype: torch.dtype = torch.float32
+    model: nn.Module,
+    loss_fn: Callable[[Any, Any], Tensor],
+    x: Tensor,
+    y: Tensor,
+    dtype: torch.dtype = torch.float32,
+    *,
+    batch: int | None = None,
 ) -> Program:
     """The Program of ``loss_fn(model(x), y)``, its loss and gradient compared with autograd on a few samples.
 
@@ -169,6 +176,7 @@ def capture(
         x: inputs, of this dtype or integer tokens.
         y: targets; may be ``x`` itself.
         dtype: of the parameters. Chains run in float32 alone, curvature in float64 too.
+        batch: samples of a step; None: many. Above ``LARGEST`` parameters only few of them have a native form.
 
     Returns:
         The captured Program.
@@ -191,9 +199,13 @@ def capture(
     if x.is_floating_point() and x.dtype != dtype:
         raise Unsupported(f"the inputs are {x.dtype}, the engine runs {dtype}")
     size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    if size > LARGEST:
-        raise Unsupported(f"the model has {size} parameters, above {LARGEST} torch's own products are as fast")
+    many = f"the model has {size} parameters, above {LARGEST} torch's own products are as fast"
+    if size > LARGEST and (batch is None or batch > FEW_ROWS):
+        raise Unsupported(many if batch is None else f"{many} on a batch of {batch}")
     description = describe(model, loss_fn, x, y, dtype)
+    rows = max(v.rows for v in description.values)
+    if size > LARGEST and batch is not None and batch * rows > FEW_ROWS:
+        raise Unsupported(f"{many} on {rows} rows for each of {batch} samples")
     program = Program(description, description.native(), x.shape[0], x, y)
     check_integers(program)
     _check_autograd(program, model, loss_fn)
@@ -224,9 +236,12 @@ def _check_autograd(program: Program, model: nn.Module, loss_fn: Callable[[Any, 
     generator = torch.Generator().manual_seed(0)
     moved = {}
     for name, p in model.named_parameters():
-        noise = torch.randn(p.shape, generator=generator) if p.requires_grad else torch.zeros(p.shape)
+        if not p.requires_grad:
+            moved[name] = p.detach()
+            continue
         scale = 0.05 * p.detach().square().mean().sqrt() + 1e-3
-        moved[name] = (p.detach() + scale * noise).requires_grad_(p.requires_grad)
+        noise = torch.randn(p.shape, generator=generator).to(p.dtype)
+        moved[name] = noise.mul_(scale).add_(p.detach()).requires_grad_()
     buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     few = min(program.n, 5)
     x, y = program.x[:few], program.y[:few]
@@ -316,19 +331,20 @@ class NativeRun:
         self.mask = None if mask is None else (mask.detach().reshape(-1) != 0).to(torch.uint8)
         self.start = None if baseline is None else torch.as_tensor(baseline).detach().double().contiguous().numpy()
         self.sampler = Sampler() if sampler is None else sampler
+        own = start is None  # its vectors are this run's already
         if start is None:
             start = State.at(self.center, self.chains, self.sampler)
         self.begun, self.step = start.step, start.step + step
         if w is not None:
-            start = replace(start, w=w)
+            start, own = replace(start, w=w), False
         if diverged is not None:
             start = replace(start, diverged=diverged)
         self.w, self.first, self.second = (
-            x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
+            x if own else x.detach().to(torch.float32).clone(memory_format=torch.contiguous_format)
             for x in (start.w, start.first, start.second)
         )
         self.thermostat, self.diverged = start.thermostat.copy(), start.diverged.astype(np.int64)
-        self._friction = np.full(self.chains, self.sampler.friction)
+        self._friction = np.full(self.chains, self.sampler.damping)
         self.anchor = None if anchor is None else anchor.detach().to(torch.float32).contiguous()
         self._check()
         self.loss, self.baseline, self.energy, self.gauge = (np.full((self.chains, draws), np.nan) for _ in range(4))
@@ -446,7 +462,8 @@ class NativeRun:
             stop: whether to end early.
         """
         work = max(1, self.program.description.multiply_adds) * self.batch_size * self.sampler.trajectory
-        call = max(1, int(_CALL / (work * self.chains)))
+        # Of millions of parameters, what a call copies should be little beside what it does.
+        call = max(1 + self.program.dim // 1_000_000, int(_CALL / (work * self.chains)))
         w = torch.empty_like(self.w) if see else self.w
         while self.step < self.steps and not stop():
             left = self.begun + self.burn_in - self.step

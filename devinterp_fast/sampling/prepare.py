@@ -161,7 +161,7 @@ def prepare(
         objective = Objective(loss_fn, model, samples)
         baseline = objective.per_sample(model, samples)
         _check_baseline(baseline)
-        choice = engines.choose(backend, model, objective, samples, pull=pull)
+        choice = engines.choose(backend, model, objective, samples, pull=pull, batch=settings.batch_size)
         curvature = stiff = None
         if isinstance(lr, str):
             curvature = defaults.Curvature(private_copy(model), objective, samples, where, moves, seed=settings.seed)

@@ -41,7 +41,7 @@ class State:
         dim = center.shape[-1]
         first, second = (torch.zeros(chains, dim if has else 0, dtype=center.dtype) for has in sampler.rows)
         w = center.expand(chains, dim).clone(memory_format=torch.contiguous_format)
-        return State(0, w, first, second, np.full(chains, sampler.friction), np.full(chains, -1, dtype=np.int64))
+        return State(0, w, first, second, np.full(chains, sampler.damping), np.full(chains, -1, dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ class Sampler:
         name: "sgld", "rmsprop_sgld", "adam_sgld", "sghmc", "sgnht", "mala" or "hmc".
         leapfrog: mean number of leapfrog steps of an "hmc" trajectory; a trajectory's own is uniform in
             ceil(leapfrog / 2) ... floor(3 leapfrog / 2). "mala" has 1.
-        friction: of "sghmc" and "sgnht", the share of its momentum that a chain loses in a step.
+        friction: of "sghmc" and "sgnht", the share of its momentum that a chain loses in a step; None is 0.1, or with
+            a calibrated step size what calibration finds fit.
         inertia: of the thermostat of "sgnht", in steps: friction += (mean p^2 - 1) / inertia.
         beta1: of "adam_sgld": decay of the mean gradient a step.
         beta2: of "rmsprop_sgld" and "adam_sgld": decay of the mean squared gradient a step.
@@ -55,7 +56,7 @@ class Sampler:
 
     name: str = "sgld"
     leapfrog: int = 16
-    friction: float = 0.1
+    friction: float | None = None
     inertia: float = 100.0
     beta1: float = 0.9
     beta2: float = 0.99
@@ -70,8 +71,9 @@ class Sampler:
         if isinstance(self.leapfrog, bool) or not isinstance(self.leapfrog, int) or self.leapfrog < 1:
             raise ValueError(f"leapfrog: expected an integer of at least 1, got {self.leapfrog!r}")
         for key, low, high in (("friction", 0, 2), ("beta1", 0, 1), ("beta2", 0, 1)):
-            if not low <= getattr(self, key) <= high:
-                raise ValueError(f"{key}: expected a number from {low} to {high}, got {getattr(self, key)!r}")
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"{key}: expected a number from {low} to {high}, got {value!r}")
         for key in ("inertia", "epsilon", "box"):
             if not getattr(self, key) > 0:
                 raise ValueError(f"{key}: expected a number above 0, got {getattr(self, key)!r}")
@@ -92,6 +94,11 @@ class Sampler:
     def trajectory(self) -> int:
         """Mean gradients of one step."""
         return self.leapfrog if self.name == "hmc" else 1
+
+    @property
+    def damping(self) -> float:
+        """The friction that runs."""
+        return 0.1 if self.friction is None else self.friction
 
     @property
     def momentum_decay(self) -> float:

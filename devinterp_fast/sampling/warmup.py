@@ -44,6 +44,7 @@ _TRIES = 3
 _ROUND = 10  # trajectories between two changes of the step
 _FIRST = 40  # trajectories, or tens of steps, before the first look
 _LOOKS = 5  # at twice the length each
+_MOST_LOOKS = 7  # where chains still spread
 _LEAST_LOOKS = 4
 _FREE = 0.98  # above this acceptance the step is too small for it to say by how much
 _RHAT = 1.1
@@ -77,7 +78,9 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     """HMC that is ready to draw: step size by acceptance, trajectories as long as they may be, drift gone.
 
     Trajectories double in length with the burn-in's, up to ``limit``: what short ones cannot reach shows as drift when
-    they grow. The burn-in ends when two looks in a row see none, after 320 or 640 trajectories.
+    they grow. The burn-in ends when two looks in a row see none, of the loss nor of the distance from where the chains
+    began, which grows long after the loss where directions are nearly flat; after 320 trajectories, or at most after
+    half of the gradients.
 
     Args:
         run: runs settings.
@@ -91,21 +94,29 @@ def hmc(run: Run, settings: Settings, stiffness: float, limit: int, gradients: i
     leapfrog, calm = min(SHORTEST, limit), 0
     lr = np.full(settings.chains, 0.25 / stiffness)
     history: list[Floats] = []
+    distance: list[float] = []
+    begin: torch.Tensor | None = None
     spent = 0
     targets = _targets(settings)
-    for look in range(_LOOKS):
+    for look in range(_MOST_LOOKS):
         sampler = replace(settings.sampler, name=name, leapfrog=leapfrog)
         trajectories = _ROUND * len(history) or _FIRST
+        if look >= _LOOKS and spent + trajectories * leapfrog > gradients // 2:
+            break
         spent += trajectories * leapfrog
         for _ in range(trajectories // _ROUND):
             piece = replace(settings, draws=_ROUND, burn_in=0, thin=1, lr=lr, sampler=sampler, start=state)
             trace = run(piece)
             state, chance = trace.state, np.nan_to_num(trace.gauge)
             history.append(settings.nbeta[:, None] * (trace.loss - trace.baseline))
+            assert state is not None
+            begin = state.w.mean(0) if begin is None else begin
+            distance.append(float((state.w - begin).square().sum(1).mean()))
             lr = lr * _regulated(chance, targets)
         regulated = float(chance.mean()) < _FREE
-        calm = calm + 1 if regulated and settled(history) else 0
-        if calm >= 2 and look >= _LEAST_LOOKS - 1:
+        spreading = _drifts(np.array(distance), 3, 0.05)
+        calm = calm + 1 if regulated and settled(history) and not spreading else 0
+        if look >= _LEAST_LOOKS - 1 and (calm >= 2 or (look >= _LOOKS - 1 and not spreading)):
             break
         leapfrog = min(2 * leapfrog, limit)
     draws = _draws_needed(np.concatenate(history[len(history) // 2 :], axis=1))
@@ -146,7 +157,7 @@ def sgnht(
 ) -> Settings:
     """SGNHT ready to draw: burnt in at low friction, cooled at its own, half of the chains at a quarter of the step.
 
-    The burn-in takes an eighth to a third of all steps and ends when two looks in a row see no drift. Low friction
+    The burn-in ends when two looks in a row see no drift, at a third of all steps at the latest. Low friction
     carries chains far along what is nearly flat; the noise of their batches, which it does not damp, heats what is
     stiff, and the cooling takes that back. Steps follow the largest stiffness that chains have met. The friction of a
     sampler given with one of its own is kept.
@@ -159,12 +170,12 @@ def sgnht(
         stiffness_at: the same where a chain is: w (dim) -> nbeta h + localization.
     """
     own = settings.sampler.friction
-    drawing = replace(settings.sampler, name="sgnht", friction=FRICTION if own == Sampler().friction else own)
-    burning = replace(drawing, friction=min(EXPLORING, drawing.friction))
+    drawing = replace(settings.sampler, name="sgnht", friction=FRICTION if own is None else own)
+    burning = replace(drawing, friction=min(EXPLORING, drawing.damping))
     state: State | None = None
     history: list[Floats] = []
     calm, spent, look, met = 0, 0, 10 * _FIRST, 0.0
-    while spent + look <= steps // 3 and (calm < 2 or spent < steps // 8):
+    while spent + look <= steps // 3 and calm < 2:
         lr = np.full(settings.chains, STEP / 2 / stiffness)
         for _ in range(4):
             piece = replace(
@@ -182,7 +193,7 @@ def sgnht(
             met = stiffness = max(met, *(stiffness_at(w) for w in state.w))
             calm = calm + 1 if settled(history) else 0
             look *= 2
-    cool = max(spent // 2, look)
+    cool = max(spent // 2, 10 * _FIRST)
     uniform = len(_targets(settings)) == 1 and settings.chains >= 4
     small = uniform & (np.arange(settings.chains) % 2 == 1)
     for _ in range(_TRIES):
@@ -217,12 +228,19 @@ def settled(history: list[Floats]) -> bool:
     half = len(history) // 2
     if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
         return False
-    rounds = np.array([np.nanmean(r) for r in history])
-    before, after = rounds[half // 2 : half], rounds[half:]
-    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
     late = np.concatenate(history[half:], axis=1)
     agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
-    return agreed and bool(abs(after.mean() - before.mean()) <= max(2 * error, 0.01 * abs(after.mean())))
+    return agreed and not _drifts(np.array([np.nanmean(r) for r in history]))
+
+
+def _drifts(rounds: Floats, errors: float = 2, share: float = 0.01) -> bool:
+    """Whether the mean of the second half differs from that of the quarter before it. Shape: (rounds,)."""
+    half = len(rounds) // 2
+    if half - half // 2 < 2:  # too few to tell
+        return True
+    before, after = rounds[half // 2 : half], rounds[half:]
+    error = math.sqrt(before.var(ddof=1) / len(before) + after.var(ddof=1) / len(after))
+    return bool(abs(after.mean() - before.mean()) > max(errors * error, share * abs(after.mean())))
 
 
 def _draws_needed(scaled: Floats, least: int = DRAWS) -> int:
