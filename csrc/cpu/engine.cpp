@@ -287,7 +287,8 @@ class GroupWalker {
 template <class Walker, class... Rest>
 void walk(const Run& run, int64_t low, int64_t high, int64_t together, const Rest&... rest) {
   std::vector<std::unique_ptr<Walker>> walkers;
-  for (int64_t i = 0; i < std::min(together, high - low); ++i) walkers.push_back(std::make_unique<Walker>(run, rest...));
+  for (int64_t i = 0; i < std::min(together, high - low); ++i)
+    walkers.push_back(std::make_unique<Walker>(run, rest...));
   for (int64_t first = low; first < high; first += together) {
     const int64_t count = std::min(together, high - first);
     for (int64_t i = 0; i < count; ++i) walkers[static_cast<size_t>(i)]->begin(first + i);
