@@ -69,7 +69,7 @@ struct Run {
   int64_t* diverged;
 };
 
-// One chain at a time: its state and the memory of a pass, used again for the next chain of the same thread.
+// One chain: its state and the memory of a pass, used again for the next chain of the same thread.
 class Walker {
  public:
   Walker(const Run& run, Pass<float> pass, int threads)
