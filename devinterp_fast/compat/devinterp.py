@@ -27,7 +27,14 @@ from devinterp_fast.compat.callbacks import (
     SamplerCallback,
 )
 from devinterp_fast.compat.optimizers import SGLD, SGMCMC, SGNHT
-from devinterp_fast.errors import DataError, DeviceError, LossError
+from devinterp_fast.compat.utilities import (
+    get_init_loss_full_batch,
+    get_init_loss_multi_batch,
+    get_init_loss_one_batch,
+    loss_of,
+    plot_trace,
+)
+from devinterp_fast.errors import DataError, DeviceError
 from devinterp_fast.estimators.llc import summarize
 from devinterp_fast.sampling import jobs
 from devinterp_fast.sampling.batches import Batch, as_data
@@ -51,7 +58,11 @@ __all__ = [
     "estimate_learning_coeff_with_summary",
     "evaluate_ce",
     "evaluate_mse",
+    "get_init_loss_full_batch",
+    "get_init_loss_multi_batch",
+    "get_init_loss_one_batch",
     "make_evaluate",
+    "plot_trace",
     "sample",
 ]
 
@@ -85,26 +96,13 @@ evaluate_ce = make_evaluate(F.cross_entropy)
 evaluate_mse = make_evaluate(F.mse_loss)
 
 
-def _loss_of(results: Any) -> Tensor:
-    """The loss in what an ``evaluate`` returned: a tensor, a tuple that starts with it, a dict or an object of it."""
-    if isinstance(results, Mapping):
-        results = results.get("loss")
-    elif isinstance(results, tuple | list):
-        results = results[0]
-    elif not isinstance(results, Tensor):
-        results = getattr(results, "loss", None)
-    if not isinstance(results, Tensor):
-        raise LossError("evaluate: expected a loss tensor, a tuple that starts with it, or .loss or ['loss'] of it")
-    return results
-
-
 def _loss_fn(evaluate: Callable[..., Any] | None) -> Callable[..., Tensor]:
     if isinstance(evaluate, functools.partial) and evaluate.func is _evaluate:
         criterion: Callable[..., Tensor] = evaluate.args[0]
         return criterion
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return _loss_of(model(batch) if evaluate is None else evaluate(model, batch))
+        return loss_of(model(batch) if evaluate is None else evaluate(model, batch))
 
     return loss
 
