@@ -238,11 +238,10 @@ def stack(w):
         "together, eigenvalues": lambda: dif.eigsh(eight, K),
     }  # fmt: skip
     seconds = harness.race(contestants, ROUNDS, clock=time.process_time)
+    products, values = (harness.ratios(seconds, f"alone{what}")[f"together{what}"] for what in ("", ", eigenvalues"))
     return {
-        "eight over eight times one": harness.ratios(seconds, "alone")["together"],
-        "eight over eight times one, eigenvalues": harness.ratios(seconds, "alone, eigenvalues")[
-            "together, eigenvalues"
-        ],
+        "eight over eight times one": products,
+        "eight over eight times one, eigenvalues": values,
         "products": together.matvecs,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +21,20 @@ INK, MUTED, BAND, ACCENT, TRUTH = "#1f2937", "#9ca3af", "#fde68a", "#b91c1c", "#
 _LINES = ("#1f2937", "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#17becf")
 
 
-def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:
+def matplotlib(module: str) -> Any:
+    """A module of matplotlib, which only plots import.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
     try:
-        from matplotlib.figure import Figure
+        return importlib.import_module(f"matplotlib.{module}")
     except ImportError as error:
         raise MissingExtraError("plots need matplotlib: pip install 'devinterp-fast[demo]'") from error
+
+
+def _figure(rows: int, height: float) -> tuple[Figure, list[Axes]]:
+    Figure = matplotlib("figure").Figure
     figure = Figure(figsize=(9.0, height), layout="constrained", dpi=120)
     axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
     for ax in axes:

@@ -27,12 +27,17 @@ def quadratic_loss(model: nn.Module, batch: Tensor) -> Tensor:
     return 0.5 * (model.h * model.w**2).sum() + batch @ model.w
 
 
-@pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
+    """At these sizes a second thread only waits for the first, and on a busy machine it waits long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# of a module, so that its own fixtures run on one thread too; of a test, since some ask for two
+_module_on_one_thread = pytest.fixture(autouse=True, scope="module")(_one_thread)
+_test_on_one_thread = pytest.fixture(autouse=True)(_one_thread)
 
 
 @pytest.fixture(params=_cpu.isa_available())

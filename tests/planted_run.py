@@ -1,9 +1,10 @@
-"""A run whose transitions are known to the step, for the tests of the monitor."""
+"""Runs for tests: one whose transitions are known to the step, for the monitor; any of the library's, recorded."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -81,3 +82,14 @@ def watched_run(folder):
             states[step] = {name: value.clone() for name, value in model.state_dict().items()}
         train(model)
     return watch, changes, reads, states
+
+
+def record(system, steps, every):
+    """The observed steps and the curves of a run of ``steps`` steps."""
+    seen, rows = [], []
+    for step in range(steps + 1):
+        if step % every == 0:
+            seen.append(step)
+            rows.append(system.observe(system.model))
+        system.train_step(step)
+    return seen, {name: np.array([row[name] for row in rows]) for name in system.channels}

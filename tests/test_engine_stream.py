@@ -116,7 +116,10 @@ def test_every_instruction_set_streams_the_same_bits():
 @pytest.mark.parametrize("mode", ["independent", "full"])
 def test_chains_alone_and_on_two_threads(mode):
     model, program = programs(nn.Linear, True, n=9)
-    case = lambda: (model, nn.MSELoss(), *data(9))  # noqa: E731
+
+    def case():
+        return model, nn.MSELoss(), *data(9)
+
     settings = {"program": program, "batches": mode, "draws": 2, "burn_in": 1, "batch_size": 5}
     whole = build(case, chains=3, **settings).finish()
     same(build(case, chains=3, threads=2, **settings).finish(), whole)

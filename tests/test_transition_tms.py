@@ -6,32 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from planted_run import record
 from scipy.integrate import quad
 
 from devinterp_fast.errors import ShapeError
 from devinterp_fast.transitions import systems, tms
-
-NAMES = sorted(systems())
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """At these sizes a second thread only waits for the first, and on a busy machine it waits long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def record(system, steps, every):
-    """The observed steps and the curves of a run of ``steps`` steps."""
-    seen, rows = [], []
-    for step in range(steps + 1):
-        if step % every == 0:
-            seen.append(step)
-            rows.append(system.observe(system.model))
-        system.train_step(step)
-    return seen, {name: np.array([row[name] for row in rows]) for name in system.channels}
 
 
 def weights(seed, scale=1.0):

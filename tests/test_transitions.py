@@ -17,26 +17,6 @@ from devinterp_fast.transitions.system import rise
 NAMES = sorted(systems())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """At these sizes a second thread only waits for the first, and on a busy machine it waits long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def record(system, steps, every):
-    """The observed steps and the curves of a run of ``steps`` steps."""
-    seen, rows = [], []
-    for step in range(steps + 1):
-        if step % every == 0:
-            seen.append(step)
-            rows.append(system.observe(system.model))
-        system.train_step(step)
-    return seen, {name: np.array([row[name] for row in rows]) for name in system.channels}
-
-
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

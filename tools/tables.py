@@ -351,27 +351,27 @@ def annotated():
     return lines
 
 
+def parts_of_a_step(unit, title, row, digits, *further):
+    """One row: what a step is made of, and what it is compared with."""
+    names = ("forward", "backward", "update", "rest", "step", *further)
+    cells = " | ".join(f"{row[name]:.{digits}f}" for name in names)
+    return [*head(f"| {unit} of a chain and step | {' | '.join(names)} |"), f"| {title} | {cells} |"]
+
+
 def engine_deep():
     """What a step of a deep linear network is made of."""
     row = read("engine")["W2 parts"]
     row["a fifth of JAX's"] = read("peers")["W2"]["us per chain and step"]["jax"] / 5
-    names = ("forward", "backward", "update", "rest", "step", "products at peak", "a fifth of JAX's")
-    return [
-        "| µs of a chain and step | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-        "| four layers of 16 x 16, batch 256 | " + " | ".join(f"{row[name]:.2f}" for name in names) + " |",
-    ]
+    title = "four layers of 16 x 16, batch 256"
+    return parts_of_a_step("µs", title, row, 2, "products at peak", "a fifth of JAX's")
 
 
 def engine_large():
     """What a step of 10 M parameters on 8 rows is made of."""
     row = read("engine")["W5 parts"]
-    names = ("forward", "backward", "update", "rest", "step", "step of a recorded draw", "bytes at a copy's speed")
-    return [
-        "| ms of a chain and step | " + " | ".join(names) + " |",
-        "|---|" + "---|" * len(names),
-        "| 10 M parameters, batch 8 | " + " | ".join(f"{row[name]:.1f}" for name in names) + " |",
-    ]
+    return parts_of_a_step(
+        "ms", "10 M parameters, batch 8", row, 1, "step of a recorded draw", "bytes at a copy's speed"
+    )
 
 
 def engine_many():

@@ -39,9 +39,9 @@ DIF_INLINE GlrOwnMoments<D> glr_own_observation(const D& x, const D& w) {
 // Adds a dropped candidate's block, whose origin lies `delta` above.
 template <class D>
 DIF_INLINE void glr_own_merge(GlrOwnMoments<D>& to, const GlrOwnMoments<D>& from, double delta) {
-  to.xx = to.xx + (from.xx + 2 * delta * from.x + delta * delta * from.w);
-  to.x = to.x + (from.x + delta * from.w);
-  to.w = to.w + from.w;
+  to.xx += from.xx + 2 * delta * from.x + delta * delta * from.w;
+  to.x += from.x + delta * from.w;
+  to.w += from.w;
 }
 
 // Everything after one candidate, about its x; without a slope h counts observations, and hy sums their squares.

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from devinterp_fast.errors import DataError, LossError, MissingExtraError, ShapeError
+from devinterp_fast import plots
+from devinterp_fast.errors import DataError, LossError, ShapeError
 
 Evaluate = Callable[[nn.Module, Any], Any]
 
@@ -112,10 +113,7 @@ def plot_trace(
         MissingExtraError: matplotlib is not installed.
         ShapeError: the trace is not (chains, draws).
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'devinterp-fast[demo]'") from error
+    pyplot = plots.matplotlib("pyplot")
     rows = np.asarray(trace, dtype=float)
     if rows.ndim != 2:
         raise ShapeError(f"trace: expected (chains, draws), got {rows.shape}")

@@ -225,12 +225,10 @@ def settled(history: list[Floats]) -> bool:
     Shape:
         history: rounds of (chains, draws).
     """
-    half = len(history) // 2
-    if half - half // 2 < 2 or not all(np.isfinite(r).any() for r in history):
+    if not all(np.isfinite(r).any() for r in history) or _drifts(np.array([np.nanmean(r) for r in history])):
         return False
-    late = np.concatenate(history[half:], axis=1)
-    agreed = not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
-    return agreed and not _drifts(np.array([np.nanmean(r) for r in history]))
+    late = np.concatenate(history[len(history) // 2 :], axis=1)
+    return not diagnose(late[np.isfinite(late).all(1)]).rhat > _RHAT
 
 
 def _drifts(rounds: Floats, errors: float = 2, share: float = 0.01) -> bool:
