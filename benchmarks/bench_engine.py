@@ -29,7 +29,7 @@ from torch.nn import functional
 from workloads import w5 as big_mlp
 
 from devinterp_fast import _cpu
-from devinterp_fast.sampling.native import NativeRun, capture
+from devinterp_fast.sampling.native import NativeRun, Program, capture
 
 
 class Superposition(nn.Module):
@@ -231,6 +231,28 @@ def many(name: str, w: Workload, steps: int, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def pieces(
+    program: Program, start: torch.Tensor, rows: int, layout: int, chains: int
+) -> tuple[Callable[[], None], ...]:
+    """Forward and gradient of one chain over the first ``rows`` samples, and the update of ``chains``, each alone."""
+    data, alive = program.data(torch.float32)
+    index, losses = torch.arange(rows, dtype=torch.int32), torch.zeros(rows, dtype=torch.float64)
+    g, w, dim = torch.zeros(program.dim), start.repeat(chains, 1), program.dim
+    rates = [np.full(chains, v) for v in (1e-7, 1.0, 10.0)]
+
+    def walk(address: int) -> None:
+        program.native.pass_f32(layout, start.data_ptr(), data, index.data_ptr(), rows, address, losses.data_ptr())
+        assert alive is not None  # holds the memory of `data`
+
+    def update() -> None:
+        _cpu.sgld_step_f32(
+            w.data_ptr(), dim, start.data_ptr(), 0, 0, 0, chains, [(0, dim, g.data_ptr(), 0)],
+            *(r.ctypes.data for r in rates), 0, 0, 0, True, 0, 0, 1,
+        )  # fmt: skip
+
+    return lambda: walk(0), lambda: walk(g.data_ptr()), update
+
+
 def parts(w: Workload, rounds: int) -> dict[str, float]:
     """What a step of a deep linear network is made of, us: passes over all samples at once, cut to a batch's share.
 
@@ -239,42 +261,23 @@ def parts(w: Workload, rounds: int) -> dict[str, float]:
     """
     program = capture(w.model, w.loss, w.x, w.y)
     start = assert_equal(w, program)
-    n, dim = len(w.x), program.dim
-    data, alive = program.data(torch.float32)
-    index, losses = torch.arange(n, dtype=torch.int32), torch.zeros(n, dtype=torch.float64)
-    layout, g = program.native.layout(0), torch.zeros(dim)
     chains, repeats = 32, 50
-    rates = [np.full(chains, v) for v in (1e-6, 1.0, 100.0)]
-    rows = start.repeat(chains, 1)
-
-    def walk(address: int) -> None:
-        program.native.pass_f32(
-            layout, start.data_ptr(), data, index.data_ptr(), n, address, losses.data_ptr()
-        )  # fmt: skip
-
-    def update() -> None:
-        for t in range(repeats):
-            _cpu.sgld_step_f32(
-                rows.data_ptr(), dim, start.data_ptr(), 0, 0, 0, chains, [(0, dim, g.data_ptr(), 0)],
-                *(r.ctypes.data for r in rates), 0, t, 0, True, 0, 0, 1,
-            )  # fmt: skip
-
-    share = w.batch / n
+    forward, gradient, update = pieces(program, start, len(w.x), program.native.layout(0), chains)
+    share = w.batch / len(w.x)
     products = program.description.multiply_adds - w.model[0].weight.numel()  # nobody asks for the inputs' gradient
     found: dict[str, list[float]] = {"forward": [], "gradient": [], "update": [], "step": [], "products at peak": []}
     for turn in range(rounds + 1):
         run = sampler(program, start, w, chains, "independent")
         each = {
-            "forward": share * cpu_seconds(lambda: [walk(0) for _ in range(20)]) / 20,
-            "gradient": share * cpu_seconds(lambda: [walk(g.data_ptr()) for _ in range(20)]) / 20,
-            "update": cpu_seconds(update) / (repeats * chains),
+            "forward": share * cpu_seconds(lambda: [forward() for _ in range(20)]) / 20,
+            "gradient": share * cpu_seconds(lambda: [gradient() for _ in range(20)]) / 20,
+            "update": cpu_seconds(lambda: [update() for _ in range(repeats)]) / (repeats * chains),
             "step": cpu_seconds(run.finish) / (chains * run.steps),
             "products at peak": 2.0 * w.batch * products / peak(),
         }
         for name, seconds in each.items():
             if turn:
                 found[name].append(1e6 * seconds)
-    del alive
     us = {name: statistics.median(values) for name, values in found.items()}
     us["backward"] = us["gradient"] - us["forward"]
     us["rest"] = us["step"] - us["gradient"] - us["update"]
@@ -290,34 +293,23 @@ def large(rounds: int) -> dict[str, float]:
     w = big_mlp()
     program = capture(w.model, w.loss, w.x, w.y, batch=w.batch)
     start = torch.cat([p.detach().reshape(-1) for p in w.model.parameters()])
-    data, alive = program.data(torch.float32)
-    index, losses = torch.arange(w.batch, dtype=torch.int32), torch.zeros(w.batch, dtype=torch.float64)
-    g, moved, dim = torch.zeros(program.dim), start[None].clone(), program.dim
+    forward, gradient, update = pieces(program, start, w.batch, 0, 1)
+    spare = torch.zeros_like(start)
     rates = {"lr": np.full(1, 1e-7), "localization": np.ones(1), "nbeta": np.full(1, 10.0)}
-
-    def walk(address: int) -> None:
-        program.native.pass_f32(0, start.data_ptr(), data, index.data_ptr(), w.batch, address, losses.data_ptr())
-
-    def update() -> None:
-        _cpu.sgld_step_f32(
-            moved.data_ptr(), dim, start.data_ptr(), 0, 0, 0, 1, [(0, dim, g.data_ptr(), dim)],
-            *(r.ctypes.data for r in rates.values()), 0, 0, 0, True, 0, 0, 1,
-        )  # fmt: skip
 
     def step(thin: int) -> NativeRun:
         settings = {"draws": 20 // thin, "burn_in": thin - 1, "thin": thin, "center": start, "batch_size": w.batch}
         return NativeRun(program, **settings, **rates).finish()
 
     runs = {
-        "forward": lambda: walk(0), "gradient": lambda: walk(g.data_ptr()), "update": update,
-        "step": lambda: step(10), "step of a recorded draw": lambda: step(1), "copy": lambda: g.copy_(start),
+        "forward": forward, "gradient": gradient, "update": update,
+        "step": lambda: step(10), "step of a recorded draw": lambda: step(1), "copy": lambda: spare.copy_(start),
     }  # fmt: skip
     middle = harness.medians(harness.race(runs, rounds, clock=time.process_time))
     ms = {name: 1e3 * t / (20 if name.startswith("step") else 1) for name, t in middle.items()}
     ms["bytes at a copy's speed"] = ms.pop("copy") * MOVED / 8
     ms["backward"] = ms["gradient"] - ms["forward"]
     ms["rest"] = ms["step"] - ms["gradient"] - ms["update"]
-    del alive
     print("W5   ms of a step: " + ", ".join(f"{name} {t:.1f}" for name, t in ms.items()), flush=True)
     return ms
 

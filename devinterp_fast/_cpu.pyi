@@ -12,8 +12,10 @@ __all__: list[str] = [
     "Batches",
     "Curvature32",
     "Curvature64",
+    "FEW_ROWS",
     "Focus",
     "GlrDetector",
+    "LARGE_MODEL",
     "Program",
     "StageDetector",
     "compiler",
@@ -599,3 +601,6 @@ def words_u32(
     threads: typing.SupportsInt | typing.SupportsIndex,
 ) -> None:
     """Out (chains, size): Philox words."""
+
+FEW_ROWS: int = 32
+LARGE_MODEL: int = 4000000

@@ -161,6 +161,8 @@ void bind_engine(py::module_& m) {
           py::arg("trace_loss"), py::arg("trace_baseline"), py::arg("trace_energy"), py::arg("trace_gauge"),
           py::arg("trace_ld"), py::arg("diverged"), py::arg("mean"), py::arg("scatter"), py::arg("sampler"),
           py::arg("threads"), "Advances all chains by `steps` steps.");
+  m.attr("LARGE_MODEL") = dif::large_model;
+  m.attr("FEW_ROWS") = dif::few_rows;
   m.def(
       "multiply_adds",
       [](int64_t rounds) {

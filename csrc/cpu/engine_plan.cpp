@@ -13,10 +13,9 @@ constexpr int64_t small_samples = 256;     // samples of a block with samples in
 constexpr int64_t small_columns = 32;      // samples of a block with chains in the lanes
 constexpr int64_t small_width = 32;        // widest value of a small layout
 constexpr int64_t small_parameters = 4096;
-// Beyond so many parameters, and with so few rows, weights of that size are read where they lie (engine_stream.hpp).
-constexpr int64_t stream_total = 4000000, stream_rows = 32, stream_weight = 65536;
-constexpr int64_t part_work = 5000000;  // multiply-adds of a part, at least
-constexpr int64_t part_rows = 256;      // half as many cost the products of a plain network 7 %
+constexpr int64_t stream_weight = 65536;  // of a large model only weights from this size on are read where they lie
+constexpr int64_t part_work = 5000000;    // multiply-adds of a part, at least
+constexpr int64_t part_rows = 256;        // half as many cost the products of a plain network 7 %
 
 int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
 
@@ -163,9 +162,9 @@ void LaidOut::place_matrix(Plan& plan, const std::vector<int32_t>& maps) {
   }
   int64_t tallest = 1;
   for (const ProgramValue& v : values_) tallest = std::max<int64_t>(tallest, v.rows);
-  const bool stream = block_ == 0 && plan.total > stream_total && tallest <= stream_rows;
+  const bool stream = block_ == 0 && plan.total > large_model && tallest <= few_rows;
   const int64_t block = plan.block = block_ > 0 ? block_
-                                     : stream   ? stream_rows / tallest
+                                     : stream   ? few_rows / tallest
                                                 : std::clamp<int64_t>(matrix_floats / sample, 1, matrix_samples);
   const auto size = [&](int64_t v) { return block * at(values_, v).rows * round16(at(values_, v).cols); };
   for (size_t v = 0; v < count; ++v) places_[v].ld = round16(values_[v].cols);

@@ -12,6 +12,10 @@ struct ValuePlan {
   int64_t ld;        // row stride
 };
 
+// Beyond so many parameters, and with so few rows, weights are read where they lie (engine_stream.hpp); with more rows
+// torch's own products are the better engine.
+constexpr int64_t large_model = 4000000, few_rows = 32;
+
 // The pairs of linear maps that engine_tied.hpp runs, at most.
 constexpr int64_t tied_hidden = 4, tied_features = 32;
 

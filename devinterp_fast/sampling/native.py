@@ -22,8 +22,8 @@ from devinterp_fast.sampling.run import State
 from devinterp_fast.sampling.samplers import Sampler
 
 MODES = _native.Batches.MODES
-LARGEST = 4_000_000  # parameters; beyond, torch's own matrix products and its threads are the better engine, but
-FEW_ROWS = 32  # for batches of at most so many rows, where reading the weights is most of the work
+LARGEST = _cpu.LARGE_MODEL  # parameters; beyond, torch's own matrix products and its threads are the better engine, but
+FEW_ROWS = _cpu.FEW_ROWS  # for batches of at most so many rows, where reading the weights is most of the work
 _CALL = 2e9  # multiply-adds of one native call: between two calls come progress and Ctrl-C
 
 __all__ = ["MODES", "NativeRun", "Program", "Unsupported", "batch_indices", "capture"]
