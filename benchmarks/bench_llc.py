@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import devinterp_fast as dif
 
 CHAINS = 4
-# What was expected of the torch engine, "about"; a run may fall a tenth short of it. The native engine's bars are in
-# bench_engine.py and bench_peers.py.
-ABOUT = {"W1": 3.0, "W3": 1.5, "W5": 2.0}
+# How much faster than devinterp. The native engine's bars on W1 and W3 are in bench_peers.py; here the torch engine's,
+# "about": a run may fall a tenth short of it. Of W5 the bar is the native engine's, with no allowance.
+ABOUT = {"W1": 3.0, "W3": 1.5}
+LARGE = 3.0
 
 devinterp_slt = pytest.importorskip(
     "devinterp.slt.sampler", reason="devinterp 1.3.2 is not installed: pip install 'devinterp-fast[bench]'"
@@ -93,7 +94,10 @@ def test_llc_per_chain_and_draw(benchmark, make):
     }
     benchmark.extra_info.update(row)
     record("llc", {w.name: row})
-    assert row["devinterp over torch engine"] >= 0.9 * ABOUT[w.name]
+    if w.name in ABOUT:
+        assert row["devinterp over torch engine"] >= 0.9 * ABOUT[w.name]
+    else:
+        assert row["devinterp over devinterp_fast"] >= LARGE
 
 
 @pytest.mark.filterwarnings("ignore")
