@@ -43,11 +43,11 @@ INCLUDES = {
 
 VENDOR_HEADERS = {
     "core": r"",
-    "cpu": r"immintrin\.h|arm_neon\.h",
+    "cpu": r"immintrin\.h|arm_neon\.h|sys/mman\.h",
     "cuda": r"cuda_runtime\.h|cuda\.h",
     "bind": r"pybind11/\w+\.h",
 }
-"""What each folder may include beside the C++17 standard library."""
+"""What each folder may include beside the C++17 standard library; of the system only its pages, in cpu/aligned.hpp."""
 
 LONGEST = 500
 LONG_FILES: dict[str, str] = {}
