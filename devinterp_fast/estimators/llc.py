@@ -322,6 +322,8 @@ def _of_reach(trace: Trace, found: Pooled, prepared: Prepared) -> list[str]:
     settings = prepared.settings
     if settings.start is None or prepared.pull is not None:  # a prior confines too: localization alone says nothing
         return []
+    if found.leaves:  # what lies at the center says nothing of where they went
+        return []
     share = reached(trace, settings, prepared.center.double().numpy(), found.value, prepared.moving)
     if not share < _REACHED:
         return []
